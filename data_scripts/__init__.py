@@ -1,0 +1,1 @@
+"""One command a data set: from the files as they are obtained to streamed Parquet."""

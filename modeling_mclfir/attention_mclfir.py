@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attribute-guided attention heads of one increment (floor 1; travels to the Hub with a checkpoint).
+
+The attributes of an increment share the projections of the maps; an attribute owns its prompt, a gain and a low-rank
+projection of the pooled features. All of them are computed at once, so a new attribute costs parameters, not passes.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class AttributeSpatialAttention(nn.Module):
+    """
+    Where to look for an attribute: softmax over places of <prompt, tanh(map)> / sqrt(D), as in ASEN (arXiv:2002.02814)
+    and MCL-FIR (arXiv:2603.20648), with a learned sharpness.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(4.0)))
+
+    def forward(self, fused: torch.Tensor, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """fused (N, D, P) and prompts (A, D) → attended (N, A, D) and the attention (N, A, P), which sums to 1."""
+        scores = torch.einsum("ad,ndp->nap", prompts, torch.tanh(fused)) / math.sqrt(fused.shape[1])
+        attention = (scores * self.logit_scale.exp()).softmax(dim=-1)
+        return torch.einsum("nap,ndp->nad", attention, fused), attention
+
+
+class AttributeChannelAttention(nn.Module):
+    """Which channels matter for an attribute: sigmoid(F2 relu(F1 [attended; prompt])), as in ASEN and MCL-FIR."""
+
+    def __init__(self, embed_dim: int, gate_dim: int):
+        super().__init__()
+        self.reduce = nn.Linear(2 * embed_dim, gate_dim)
+        self.expand = nn.Linear(gate_dim, embed_dim)
+
+    def forward(self, attended: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """attended (N, A, D) and prompts (A, D) → gates (N, A, D) in 0..1."""
+        pairs = torch.cat([attended, prompts.expand(len(attended), -1, -1)], dim=-1)  # (N, A, 2D)
+        return torch.sigmoid(self.expand(torch.relu(self.reduce(pairs))))
+
+
+class MultiLevelFusion(nn.Module):
+    """Maps of several levels → one map: 1x1 projections, brought to the finest grid and added (after AG-MAN)."""
+
+    def __init__(self, channels: list[int], embed_dim: int):
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(size, embed_dim, kernel_size=1) for size in channels)
+        # Not batch normalisation: an embedding must not depend on the images that share its batch.
+        self.norm = nn.GroupNorm(1, embed_dim)
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps (N, C_l, H_l, W_l) → (N, D, H, W) with H, W of the first (finest) map."""
+        size = feature_maps[0].shape[2:]
+        fused = 0
+        for projection, feature_map in zip(self.projections, feature_maps, strict=True):
+            level = projection(feature_map)
+            if level.shape[2:] != size:
+                level = functional.interpolate(level, size=size, mode="nearest")
+            fused = fused + level
+        return self.norm(fused)
+
+
+class LowRankProjections(nn.Module):
+    """One projection of the pooled features an attribute, as a product of two thin matrices."""
+
+    def __init__(self, num_attributes: int, in_dim: int, rank: int, out_dim: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(num_attributes, rank, in_dim))
+        self.up = nn.Parameter(torch.empty(num_attributes, out_dim, rank))
+
+    def reset(self) -> None:
+        """Draw both matrices so that normalised features keep about unit variance."""
+        nn.init.normal_(self.down, std=self.down.shape[2] ** -0.5)
+        nn.init.normal_(self.up, std=self.up.shape[2] ** -0.5)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """pooled (N, C) → (N, A, D)."""
+        thin = torch.einsum("arc,nc->nar", self.down, pooled)
+        return torch.einsum("adr,nar->nad", self.up, thin)
+
+
+class AttributeHeads(nn.Module):
+    """
+    The heads of one increment: feature maps and pooled features → one unit-length embedding an attribute.
+
+    Args:
+        config: an `MclfirConfig`.
+        num_attributes: A, the attributes (spaces) of this increment.
+        map_channels: channels of each fused map, finest first.
+        pooled_dim: C, size of the trunk's pooled features.
+    """
+
+    def __init__(self, config, num_attributes: int, map_channels: list[int], pooled_dim: int):
+        super().__init__()
+        if not config.use_spatial_attention and config.head_rank < 1:
+            raise ValueError("A head needs use_spatial_attention=True or head_rank of at least 1, else it sees nothing.")
+        dim = config.embed_dim
+        self.use_text = config.prompt_type == "text"
+        prompt_dim = config.prompt_dim if self.use_text else dim
+        prompts = torch.zeros(num_attributes, prompt_dim)
+        if self.use_text:
+            # Persistent: a model built on the meta device would come back with garbage in a buffer that is not saved.
+            self.register_buffer("prompts", prompts)
+            self.prompt_projection = nn.Linear(prompt_dim, dim, bias=False)
+        else:
+            self.prompts = nn.Parameter(prompts)
+        self.fusion = self.spatial = self.channel = self.gain = self.projections = None
+        if config.use_spatial_attention:
+            self.fusion = MultiLevelFusion(map_channels, dim)
+            self.spatial = AttributeSpatialAttention()
+            self.gain = nn.Parameter(torch.ones(num_attributes, dim))
+            if config.use_channel_attention:
+                self.channel = AttributeChannelAttention(dim, config.gate_dim)
+        if config.head_rank > 0:
+            self.pooled_norm = nn.LayerNorm(pooled_dim, elementwise_affine=False)
+            self.projections = LowRankProjections(num_attributes, pooled_dim, config.head_rank, dim)
+
+    def reset(self) -> None:
+        """Draw what the modules' own constructors leave at zero; called once, when an increment is added."""
+        if not self.use_text:
+            nn.init.normal_(self.prompts, std=0.5)
+        if self.projections is not None:
+            self.projections.reset()
+
+    def attribute_prompts(self) -> torch.Tensor:
+        """Prompts in the space of the maps, (A, D)."""
+        return self.prompt_projection(self.prompts) if self.use_text else self.prompts
+
+    def forward(self, feature_maps: list[torch.Tensor], pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps (N, C_l, H_l, W_l), pooled (N, C) → embeds (N, A, D) of unit length, attention (N, A, H, W) or None."""
+        prompts = self.attribute_prompts()
+        embeds, attention = 0, None
+        if self.projections is not None:
+            embeds = self.projections(self.pooled_norm(pooled))
+        if self.spatial is not None:
+            fused = self.fusion(feature_maps)  # (N, D, H, W)
+            attended, attention = self.spatial(fused.flatten(2), prompts)
+            attention = attention.unflatten(2, fused.shape[2:])
+            gates = self.channel(attended, prompts) if self.channel is not None else 1.0
+            embeds = embeds + attended * gates * self.gain
+        # Normalised in float32: in half precision the squared sum of a long vector overflows.
+        return functional.normalize(embeds.float(), dim=-1), attention

@@ -1,0 +1,97 @@
+"""The card of a prepared data set: README.md with what `load_dataset` and a reader need to know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from modeling_mclfir.data.increments import increments_keys, load_increments
+from modeling_mclfir.data.schema import SPLITS
+
+if TYPE_CHECKING:
+    from modeling_mclfir.data.prepare import DatasetSummary
+
+MAX_VALUES = 50
+
+
+def dataset_card(
+    summary: DatasetSummary, increments: Any, *, name: str, licence: str, citation: str, description: str
+) -> str:
+    """The text of the card: the same for the same rows."""
+    import yaml
+
+    spdx = re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence) is not None
+    head = {
+        "pretty_name": name,
+        "license": licence if spdx else "other",
+        **({} if spdx else {"license_name": "see-below"}),
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in SPLITS],
+            }
+        ],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {name}\n",
+        f"{description.strip()}\n" if description.strip() else "",
+        f"**Licence:** {licence}\n",
+        "## Rows\n",
+        "`image`; `attributes`: attribute → value or null; `caption`; `product_id`. "
+        'Read with `datasets.load_dataset(FOLDER)`, or with `streaming=True`.\n',
+        _table(("split", "rows"), [*summary.counts.items(), ("all", sum(summary.counts.values()))]),
+        _bad_rows(summary),
+        "## Increments\n",
+        _increments(increments),
+        "## Attributes\n",
+        _table(("attribute", "values", "no label", "rows with each value"), _attributes(summary)),
+        "## Files\n",
+        _table(("file", "sha256"), list(summary.shards.items())),
+        f"## Citation\n\n```\n{citation.strip()}\n```\n" if citation.strip() else "",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\r", " ").replace("\n", " ")
+
+
+def _bad_rows(summary: DatasetSummary) -> str:
+    bad = summary.bad_rows
+    if not bad.total:
+        return "No row was left out as bad.\n"
+    rows = [(cause, count, ", ".join(bad.examples[cause])) for cause, count in sorted(bad.counts.items())]
+    return f"Left out as bad: {bad.total}.\n\n" + _table(("cause", "rows", "for example"), rows)
+
+
+def _increments(content: Any) -> str:
+    if not content:
+        return "None.\n"
+    rows = []
+    for key in increments_keys(content):
+        for increment in load_increments(content, key=key):
+            where = [f"{name} in {', '.join(values)}" for name, values in increment.conditions().items()]
+            where += [f"{name} not in {', '.join(values)}" for name, values in increment.where_not.items()]
+            what = ", ".join(increment.attributes) or "rows with captions"
+            rows.append((key or "", increment.name, what, "; ".join(where) or "all"))
+    return _table(("list", "increment", "attributes", "rows"), rows)
+
+
+def _attributes(summary: DatasetSummary) -> list[tuple]:
+    rows = []
+    for attribute, counts in summary.value_counts.items():
+        rows.append((attribute, len(counts), summary.null_counts[attribute], _values(counts)))
+    return rows
+
+
+def _values(counts: Mapping[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{value} {count}" for value, count in ordered[:MAX_VALUES])
+    return text + (f", and {len(ordered) - MAX_VALUES} more" if len(ordered) > MAX_VALUES else "")

@@ -1,0 +1,256 @@
+"""Bring your own data: a folder of images with a CSV or Parquet of attributes, read row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from modeling_mclfir.data.images import BadRows
+from modeling_mclfir.data.increments import increments_keys, load_increments, read_increments_json
+from modeling_mclfir.data.labels import LabelFile, find_labels, open_labels
+from modeling_mclfir.data.schema import SPLITS
+
+# Shares of the split that is made where none is given, in percent, in the order of SPLITS.
+SPLIT_PERCENT = (60, 10, 8, 22)
+SplitRule = Callable[[Mapping[str, "str | None"]], "str | None"]
+
+
+@dataclass
+class FolderDataset:
+    """A folder that was looked through; the images are read while the rows are iterated.
+
+    Attributes:
+        source: the folder.
+        attributes: names, in order.
+        increments: content of increments.json.
+        counts: split → rows listed for it, before bad rows and duplicates are left out.
+        left_out: rows that the split file does not name.
+        bad_rows: what was skipped, filled while the rows are iterated.
+        duplicates: byte-identical copies left out (the first one is kept), filled likewise.
+    """
+
+    source: Path
+    attributes: tuple[str, ...]
+    increments: list | dict
+    counts: dict[str, int]
+    left_out: int
+    bad_rows: BadRows = field(default_factory=BadRows)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    _read: Callable[[str, FolderDataset], Iterator[dict]] = field(default=None, repr=False)
+    # digest of the image → place of the row that keeps it, so that iterating twice gives the same rows.
+    _keepers: dict[bytes, str] = field(default_factory=dict, repr=False)
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Rows of a split in the order of the label file, images as the bytes of their files."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
+        return self._read(split, self)
+
+    @property
+    def splits(self) -> dict[str, Iterator[dict[str, Any]]]:
+        """One iterator of rows a split, for `write_dataset`."""
+        return {split: self.rows(split) for split in SPLITS}
+
+
+def read_folder(
+    source: str | os.PathLike,
+    labels: str | os.PathLike | None = None,
+    *,
+    split: str | os.PathLike | None = None,
+    image_column: str = "image",
+    caption_column: str | None = None,
+    product_id_column: str | None = None,
+    attributes: Sequence[str] | None = None,
+    increments: str | os.PathLike | Sequence | Mapping | None = None,
+    known_values: Mapping[str, Sequence[str]] | None = None,
+    keep_duplicates: bool = False,
+) -> FolderDataset:
+    """Looks through a folder of images and its labels; reads no image yet.
+
+    Args:
+        source: the folder.
+        labels: CSV or Parquet with one row an image (default: labels.csv or labels.parquet in the folder).
+        split: CSV with the columns image and split (default: split.csv in the folder, else a column "split" of the
+            labels, else a split by hash of the product id or image name: 60/10/8/22 percent).
+        image_column: column with the image's path inside the folder.
+        caption_column: column with a text about the image.
+        product_id_column: column with the product's id; rows of a product stay in one split.
+        attributes: columns that are attributes (default: all others).
+        increments: path or content of an increments.json (default: the one in the folder, else one increment of all).
+        known_values: attribute → its values; a row with another value is bad (default: values.json in the folder).
+        keep_duplicates: keep byte-identical copies.
+
+    Raises:
+        FileNotFoundError: the folder or a named file is not there.
+        ValueError: a column is missing, a path leaves the folder, a split or an increment is wrong.
+    """
+    source = Path(source)
+    table = find_labels(source, labels)
+    table.require([image_column, caption_column, product_id_column, *(attributes or ())])
+    rule, used = _split_rule(source, table, split, image_column, product_id_column)
+    if attributes is None:
+        others = {image_column, caption_column, product_id_column, used}
+        attributes = [name for name in table.columns if name not in others]
+    content = _find_increments(source, increments, attributes)
+    known = _find_values(source, known_values, attributes)
+
+    counts, left_out = Counter(), 0
+    for _, cells in table.rows():
+        if cells is None or cells[image_column] is None:
+            continue
+        image_path(cells[image_column])  # refuse a path that leaves the folder before anything is written
+        name = rule(cells)
+        counts[name] += name is not None
+        left_out += name is None
+    if not sum(counts.values()):
+        raise ValueError(
+            f"none of the images in {table.path} has a split; expected the names of the column {image_column!r} in the "
+            "split file exactly as in the labels"
+        )
+
+    def read(wanted: str, dataset: FolderDataset) -> Iterator[dict[str, Any]]:
+        for place, cells in table.rows():
+            if cells is None or cells[image_column] is None:
+                # Such a row has no split; it is counted with the first one.
+                if wanted == SPLITS[0]:
+                    dataset.bad_rows.add("malformed" if cells is None else "missing", place)
+                continue
+            if rule(cells) != wanted:
+                continue
+            unknown = [name for name, values in known.items() if cells[name] is not None and cells[name] not in values]
+            if unknown:
+                dataset.bad_rows.add("unknown_value", f"{place}: {unknown[0]} is {cells[unknown[0]]!r}")
+                continue
+            image = _read_image(source, cells[image_column], dataset.bad_rows)
+            if image is None:
+                continue
+            if not keep_duplicates and _is_copy(image["bytes"], place, dataset):
+                dataset.duplicates[wanted] += 1
+                continue
+            yield {
+                "image": image,
+                "attributes": {name: cells[name] for name in attributes},
+                "caption": cells[caption_column] if caption_column else None,
+                "product_id": cells[product_id_column] if product_id_column else None,
+            }
+
+    return FolderDataset(
+        source, tuple(attributes), content, {name: counts[name] for name in SPLITS}, left_out, _read=read
+    )
+
+
+def image_path(listed: str) -> PurePosixPath:
+    """The path of an image inside its folder, with either kind of separator.
+
+    Raises:
+        ValueError: the path is absolute or leaves the folder.
+    """
+    path = PurePosixPath(PureWindowsPath(listed).as_posix())
+    if path.is_absolute() or PureWindowsPath(listed).drive or ".." in path.parts or "\0" in listed:
+        raise ValueError(
+            f"image path {listed!r} leaves the source folder; expected a path inside it, such as 'images/1.jpg'"
+        )
+    return path
+
+
+def split_by_hash(key: str) -> str:
+    """A split for a product or an image, from its name alone: the same on every machine and for every order."""
+    place = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
+    for name, percent in zip(SPLITS, SPLIT_PERCENT, strict=True):
+        if place < percent:
+            return name
+        place -= percent
+    raise AssertionError("SPLIT_PERCENT does not add up to 100")
+
+
+def _read_image(source: Path, listed: str, bad_rows: BadRows) -> dict[str, Any] | None:
+    name = image_path(listed)
+    # On POSIX a backslash may be part of a name: the name as it is listed comes first.
+    for path in (source / listed, source / name):
+        try:
+            return {"bytes": path.read_bytes(), "path": str(name)}
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            bad_rows.add("unreadable", str(name))
+            return None
+    bad_rows.add("missing", str(name))
+    return None
+
+
+def _is_copy(data: bytes, place: str, dataset: FolderDataset) -> bool:
+    return dataset._keepers.setdefault(hashlib.blake2b(data, digest_size=16).digest(), place) != place
+
+
+def _split_rule(
+    source: Path, table: LabelFile, split: str | os.PathLike | None, image_column: str, product_id_column: str | None
+) -> tuple[SplitRule, str | None]:
+    """How a row gets its split, and the label column that says it, if one does."""
+    path = source / "split.csv" if split is None else Path(split)
+    if split is not None and not path.is_file() and (source / path).is_file():
+        path = source / path
+    if path.is_file():
+        assigned = _read_split(path)
+        return lambda cells: assigned.get(str(image_path(cells[image_column]))), None
+    if split is not None:
+        raise FileNotFoundError(f"{path}: no such file; expected a CSV with the columns image and split")
+    if "split" in table.columns:
+        return lambda cells: _known_split(cells["split"], str(table.path)) if cells["split"] else None, "split"
+
+    def by_hash(cells: Mapping[str, str | None]) -> str:
+        product = cells[product_id_column] if product_id_column else None
+        return split_by_hash(product or str(image_path(cells[image_column])))
+
+    return by_hash, None
+
+
+def _read_split(path: Path) -> dict[str, str]:
+    table = open_labels(path)
+    table.require(["image", "split"])
+    assigned: dict[str, str] = {}
+    for place, cells in table.rows():
+        if cells is None or cells["image"] is None:
+            raise ValueError(f"{path}: {place} is malformed; expected an image and a split")
+        name, image = _known_split(cells["split"], place), str(image_path(cells["image"]))
+        if assigned.setdefault(image, name) != name:
+            raise ValueError(f"{path}: image {image!r} is in {assigned[image]!r} and in {name!r}; expected one split")
+    return assigned
+
+
+def _known_split(name: str | None, where: str) -> str:
+    if name not in SPLITS:
+        raise ValueError(f"{where}: split {name!r}; expected one of {', '.join(SPLITS)}")
+    return name
+
+
+def _find_increments(source: Path, given: Any, attributes: Sequence[str]) -> list | dict:
+    path = source / "increments.json"
+    if given is None and not path.is_file():
+        return [{"name": "all", "attributes": list(attributes)}] if attributes else []
+    content = read_increments_json(path if given is None else given)
+    for key in increments_keys(content):
+        load_increments(content, attributes, key=key)
+    return content
+
+
+def _find_values(source: Path, given: Mapping[str, Sequence[str]] | None, attributes: Sequence[str]) -> dict:
+    path = source / "values.json"
+    if given is None:
+        if not path.is_file():
+            return {}
+        try:
+            given = json.loads(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); expected attribute → list of values") from error
+    if not isinstance(given, Mapping) or not all(isinstance(values, list | tuple) for values in given.values()):
+        raise ValueError(f"known values {given!r:.80}; expected an object, attribute → list of values")
+    unknown = [name for name in given if name not in attributes]
+    if unknown:
+        raise ValueError(f"values given for unknown attributes {', '.join(unknown)}; known: {', '.join(attributes)}")
+    return {name: set(values) for name, values in given.items()}

@@ -1,0 +1,35 @@
+"""Metrics of retrieval and of continual learning, as pure functions of tensors and numbers."""
+
+from .aggregation import aggregate_attributes, mean_average_precision, mean_over_queries
+from .chance import count_relevant, expected_average_precision, label_prior
+from .continual import average_score, backward_transfer, forgetting, forward_transfer, intransigence
+from .retrieval import (
+    average_precision,
+    first_relevant_rank,
+    precision_at_k,
+    recall_at_k,
+    recall_subset_at_k,
+    target_rank,
+    triplet_accuracy,
+)
+
+__all__ = [
+    "aggregate_attributes",
+    "average_precision",
+    "average_score",
+    "backward_transfer",
+    "count_relevant",
+    "expected_average_precision",
+    "first_relevant_rank",
+    "forgetting",
+    "forward_transfer",
+    "intransigence",
+    "label_prior",
+    "mean_average_precision",
+    "mean_over_queries",
+    "precision_at_k",
+    "recall_at_k",
+    "recall_subset_at_k",
+    "target_rank",
+    "triplet_accuracy",
+]

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mclfir models (floor 2; travels to the Hub with a checkpoint). They give embeddings, never losses."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig  # noqa: F401  named here so that remote code is refused early where PEFT is missing
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .adapters_mclfir import adapter_layers, adapter_parameters, add_adapter, lora_config, use_adapter
+from .attention_mclfir import AttributeHeads
+from .configuration_mclfir import MclfirConfig
+from .trunk_mclfir import TrunkUnits, fold_tokens, load_trunk, unit_channels
+
+
+@dataclass
+class MclfirModelOutput(ModelOutput):
+    """
+    Features of one increment.
+
+    Args:
+        feature_maps (`list` of `(N, C_l, H_l, W_l)`): outputs of the units in `out_indices`, finest first.
+        pooled (`(N, C)`): the trunk's last output, averaged over places.
+        shared_features: output of the part of the trunk that all increments share; may be handed in again.
+    """
+
+    feature_maps: list[torch.Tensor] | None = None
+    pooled: torch.Tensor | None = None
+    shared_features: torch.Tensor | None = None
+
+
+@dataclass
+class MclfirRetrievalOutput(ModelOutput):
+    """
+    Embeddings for attribute retrieval.
+
+    Args:
+        embeds (`(N, D)` or `(N, A, D)`): unit-length, one an image and attribute asked for.
+        attentions (`(N, H, W)` or `(N, A, H, W)`, with `output_attentions=True`): where each attribute looked.
+        shared_features: output of the shared part of the trunk; may be handed in again.
+    """
+
+    embeds: torch.Tensor | None = None
+    attentions: torch.Tensor | None = None
+    shared_features: torch.Tensor | None = None
+
+
+class MclfirPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, common to all mclfir models."""
+
+    config_class = MclfirConfig
+    base_model_prefix = "mclfir"
+    main_input_name = "pixel_values"
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Called by from_pretrained for weights a checkpoint lacks. Trunk, adapters and heads draw their own.
+        if isinstance(module, AttributeHeads):
+            module.reset()
+
+
+class MclfirModel(MclfirPreTrainedModel):
+    """
+    A vision trunk with one adapter an increment: images → feature maps, as the increment sees them.
+
+    The adapters that `config.increments` lists are rebuilt here, so that `from_pretrained` finds their places.
+    """
+
+    def __init__(self, config: MclfirConfig):
+        super().__init__(config)
+        if config.vision_config is None:
+            raise ValueError("MclfirConfig.vision_config is missing; build a model with from_trunk(ID_OR_CONFIG).")
+        self.trunk = AutoModel.from_config(config.vision_config)
+        self._set_up_trunk()
+        for name in config.adapter_names():
+            add_adapter(self.trunk, self.adapter_settings(), name)
+        self.post_init()
+
+    def _set_up_trunk(self) -> None:
+        config = self.config
+        self.units = TrunkUnits(self.trunk)
+        if config.trunk_channels is None:
+            config.trunk_channels = unit_channels(self.units)
+        num_units = len(config.trunk_channels)
+        self.first_adapted = self.units.first_adapted(config.num_adapted_blocks)
+        if config.out_indices is None:
+            last = num_units - 1 if self.units.opaque else self.units.last_block()
+            config.out_indices = sorted({max(min(self.first_adapted, last) - 1, 0), last})
+        wrong = [index for index in config.out_indices if not -num_units <= index < num_units]
+        if wrong:
+            raise ValueError(f"out_indices {wrong} are not units of this trunk, which has {num_units} (0 is the stem).")
+        self.out_units = sorted({index % num_units for index in config.out_indices})
+
+    @property
+    def num_units(self) -> int:
+        """Units of the trunk: the stem, the blocks and, where the family has one, a final layer."""
+        return len(self.config.trunk_channels)
+
+    def adapter_settings(self) -> LoraConfig:
+        """PEFT settings of every adapter of this model."""
+        targets = self.units.adaptable_modules(self.first_adapted)
+        # A layer that an earlier adapter wrapped is named with its wrapper's parts: keep the wrapped layer's own name.
+        clean = [name.removesuffix(".base_layer") for name in targets if ".lora_" not in name]
+        return lora_config(self.config, list(dict.fromkeys(clean)))
+
+    def shared_forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The part below the first adapted unit: (N, 3, H, W) → its output, the same for every increment."""
+        expected = getattr(self.config.vision_config, "num_channels", 3)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
+            raise ValueError(f"pixel_values must be (N, {expected}, H, W); got {tuple(pixel_values.shape)}.")
+        if self.units.opaque:
+            return pixel_values
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_trains):
+            hidden, kept = self.units.run(pixel_values, 0, self.first_adapted, tuple(self.out_units))
+        needed = [index for index in kept if index != self.first_adapted - 1]
+        if needed:
+            raise ValueError(
+                f"out_indices {needed} lie below the shared part's last unit ({self.first_adapted - 1}), whose output "
+                "alone is kept between the parts; use that unit or later ones, or adapt more blocks."
+            )
+        return hidden
+
+    @property
+    def trunk_trains(self) -> bool:
+        """Whether the trunk itself is learning (base_training); else its shared part runs without gradients."""
+        return getattr(self, "_trunk_trains", False)
+
+    def increment_forward(self, shared_features: torch.Tensor, increment_id: int | None) -> MclfirModelOutput:
+        """The part above, with the increment's adapter (None: the bare trunk): shared features → maps and pooled."""
+        name = None if increment_id is None else self.config.adapter_name(increment_id)
+        with use_adapter(adapter_layers(self.trunk), name):
+            if self.units.opaque:
+                states = self.units.run_opaque(shared_features)
+                last, kept = states[-1], dict(enumerate(states))
+            else:
+                last, kept = self.units.run(
+                    shared_features, self.first_adapted, self.num_units, tuple(self.out_units)
+                )
+                kept[self.first_adapted - 1] = shared_features
+        vision_config = self.config.vision_config
+        maps = [fold_tokens(kept[index], vision_config) for index in self.out_units]
+        pooled = fold_tokens(last, vision_config).mean(dim=(2, 3))
+        return MclfirModelOutput(feature_maps=maps, pooled=pooled, shared_features=shared_features)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        increment_id: int | None = None,
+        shared_features: torch.Tensor | None = None,
+    ) -> MclfirModelOutput:
+        """
+        Args:
+            pixel_values: images (N, 3, H, W), from the checkpoint's image processor.
+            increment_id: whose adapter runs; None: the bare trunk.
+            shared_features: what `shared_forward` gave, instead of `pixel_values`.
+        """
+        shared_features = self._shared(pixel_values, shared_features)
+        return self.increment_forward(shared_features, increment_id)
+
+    def _shared(self, pixel_values: torch.Tensor | None, shared_features: torch.Tensor | None) -> torch.Tensor:
+        if (pixel_values is None) == (shared_features is None):
+            raise ValueError("Pass either pixel_values or shared_features, not both and not neither.")
+        return self.shared_forward(pixel_values) if shared_features is None else shared_features
+
+    def train(self, mode: bool = True):
+        """As always, except that batch normalisation of a frozen trunk keeps its statistics."""
+        super().train(mode)
+        if mode and not self.trunk_trains:
+            for module in self.trunk.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+class MclfirForImageRetrieval(MclfirPreTrainedModel):
+    """
+    Attribute retrieval: image + attribute → embedding. One head an attribute, over the increments' features.
+
+    Example:
+    ```python
+    model = MclfirForImageRetrieval.from_trunk("google/mobilenet_v2_1.0_224")
+    model.add_increment("tops", ["neckline", "sleeve_length"])
+    embeds = model(pixel_values).embeds                     # (N, 2, 128): every attribute from one pass
+    embeds = model(pixel_values, attribute_ids=[0]).embeds  # (N, 1, 128): the necklines
+    ```
+    """
+
+    def __init__(self, config: MclfirConfig):
+        super().__init__(config)
+        self.mclfir = MclfirModel(config)
+        self.heads = nn.ModuleList(
+            self._build_heads(len(increment["attributes"])) for increment in config.increments
+        )
+        self.post_init()
+
+    @classmethod
+    def from_trunk(cls, trunk, pretrained: bool = True, **settings) -> "MclfirForImageRetrieval":
+        """
+        A model without increments on any transformers vision model.
+
+        Args:
+            trunk: Hub id, folder, or configuration (random weights) of the vision model.
+            pretrained: take its weights; False draws them at random.
+            settings: fields of `MclfirConfig`.
+        """
+        vision = load_trunk(trunk, pretrained=pretrained)
+        model = cls(MclfirConfig(vision_config=vision.config, **settings))
+        model.mclfir.trunk.load_state_dict(vision.state_dict())
+        return model.eval()
+
+    def _build_heads(self, num_attributes: int) -> AttributeHeads:
+        channels = self.config.trunk_channels
+        map_channels = [channels[index] for index in self.mclfir.out_units]
+        return AttributeHeads(self.config, num_attributes, map_channels, channels[-1])
+
+    def add_increment(
+        self,
+        name: str,
+        attributes: list[str],
+        prompt_embeds: torch.Tensor | None = None,
+        new_values: bool = False,
+    ) -> int:
+        """
+        Open spaces for new attributes (or, with `new_values`, for new values of known ones); returns increment_id.
+
+        The new adapter starts from the previous one. Nothing that existed changes: old embeddings stay bit for bit
+        (adapter_policy "per_increment" or "frozen").
+
+        Args:
+            name: letters, digits, '_' and '-'.
+            attributes: names of the attributes, any text.
+            prompt_embeds: (A, prompt_dim), where `prompt_type="text"`.
+
+        Raises:
+            ValueError: duplicate increment, known attribute without `new_values`, prompts missing or of a wrong shape.
+        """
+        self._check_prompts(len(list(attributes)), prompt_embeds)
+        before = self.config.adapter_names()
+        self.config.append_increment(name, attributes, new_values=new_values)
+        reference = next(self.mclfir.trunk.parameters())
+        added = [adapter for adapter in self.config.adapter_names() if adapter not in before]
+        for adapter in added:
+            previous = before[-1] if before else None
+            add_adapter(self.mclfir.trunk, self.mclfir.adapter_settings(), adapter, start_from=previous)
+        heads = self._build_heads(len(attributes))
+        heads.reset()
+        if prompt_embeds is not None:
+            heads.prompts.copy_(prompt_embeds)
+        self.heads.append(heads.to(device=reference.device, dtype=reference.dtype))
+        self.heads[-1].train(self.training)
+        self.set_trainable(None)
+        return len(self.heads) - 1
+
+    def _check_prompts(self, num_attributes: int, prompt_embeds: torch.Tensor | None) -> None:
+        if self.config.prompt_type == "learned":
+            if prompt_embeds is not None:
+                raise ValueError("prompt_embeds were given, but prompt_type is 'learned'; build with prompt_type='text'.")
+            return
+        expected = (num_attributes, self.config.prompt_dim)
+        given = None if prompt_embeds is None else tuple(prompt_embeds.shape)
+        if given != expected:
+            raise ValueError(f"prompt_type 'text' needs prompt_embeds of shape {expected}; got {given}.")
+
+    def set_trainable(self, increment_id: int | None) -> list[str]:
+        """
+        Freeze everything but what this increment learns (None: everything); returns the names that learn.
+
+        With `base_training="first_increment"` the whole trunk learns in increment 0.
+        """
+        self.requires_grad_(False)
+        self.mclfir._trunk_trains = False
+        if increment_id is None:
+            return []
+        self.heads[increment_id].requires_grad_(True)
+        if self.config.base_training == "first_increment" and increment_id == 0:
+            self.mclfir.trunk.requires_grad_(True)
+            self.mclfir._trunk_trains = True
+            self._freeze_unused()
+        adapter = self.config.adapter_name(increment_id)
+        if adapter is not None:
+            for parameter in adapter_parameters(self.mclfir.trunk, adapter).values():
+                parameter.requires_grad_(True)
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _freeze_unused(self) -> None:
+        # Poolers and classification heads never run here: distributed training refuses parameters without gradients.
+        units = self.mclfir.units
+        if not units.opaque:
+            used = tuple(f"{name}." for unit in units.names for name in unit)
+            for name, parameter in self.mclfir.trunk.named_parameters():
+                if not name.startswith(used):
+                    parameter.requires_grad_(False)
+
+    def attribute_ids(self, names: list[str]) -> list[int]:
+        """Ids of attributes by name (of an attribute with several spaces: all of them). ValueError if unknown."""
+        known = self.config.attributes
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"Unknown attributes {unknown}; this model knows {known}.")
+        return [index for name in names for index, other in enumerate(known) if other == name]
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        attribute_ids: torch.Tensor | list[int] | None = None,
+        increment_id: int | None = None,
+        shared_features: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> MclfirRetrievalOutput:
+        """
+        Args:
+            pixel_values: images (N, 3, H, W), from the checkpoint's image processor.
+            attribute_ids: a tensor (N,): one attribute an image → embeds (N, D). A list: these attributes for every
+                image → (N, A, D). None: all attributes, or those of `increment_id`.
+            increment_id: restrict "all" to one increment.
+            shared_features: what an earlier call returned for the same images, instead of `pixel_values`.
+            output_attentions: also return the attention maps.
+
+        Raises:
+            ValueError: unknown ids, wrong shapes, no increment yet.
+        """
+        if not self.heads:
+            raise ValueError("This model has no increment yet; call add_increment(name, attributes) first.")
+        shared_features = self.mclfir._shared(pixel_values, shared_features)
+        if isinstance(attribute_ids, torch.Tensor):
+            return self._forward_one_each(shared_features, attribute_ids, output_attentions)
+        wanted = self._wanted(attribute_ids, increment_id)
+        found: dict[int, tuple] = {}
+        for owner in dict.fromkeys(self.config.increment_of(index) for index in wanted):
+            embeds, attention = self._run_increment(shared_features, owner)
+            for position, index in enumerate(self.config.attribute_range(owner)):
+                found[index] = (embeds[:, position], None if attention is None else attention[:, position])
+        attentions = None
+        if output_attentions and all(found[index][1] is not None for index in wanted):
+            attentions = torch.stack([found[index][1] for index in wanted], dim=1)
+        return MclfirRetrievalOutput(
+            embeds=torch.stack([found[index][0] for index in wanted], dim=1),
+            attentions=attentions,
+            shared_features=shared_features,
+        )
+
+    def _run_increment(self, shared_features: torch.Tensor, increment_id: int) -> tuple:
+        features = self.mclfir.increment_forward(shared_features, increment_id)
+        return self.heads[increment_id](features.feature_maps, features.pooled)
+
+    def _wanted(self, attribute_ids: list[int] | None, increment_id: int | None) -> list[int]:
+        known = len(self.config.attributes)
+        if increment_id is not None and not 0 <= increment_id < len(self.heads):
+            raise ValueError(f"increment_id {increment_id} is not in 0..{len(self.heads) - 1}.")
+        if attribute_ids is None:
+            return list(range(known) if increment_id is None else self.config.attribute_range(increment_id))
+        wanted = [int(index) for index in attribute_ids]
+        wrong = [index for index in wanted if not 0 <= index < known]
+        if wrong or not wanted:
+            raise ValueError(f"attribute_ids must lie in 0..{known - 1} ({self.config.attributes}); got {wanted}.")
+        return wanted
+
+    def _forward_one_each(self, shared: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool):
+        if attribute_ids.shape != shared.shape[:1]:
+            raise ValueError(
+                f"A tensor of attribute_ids holds one id an image, shape ({shared.shape[0]},); got "
+                f"{tuple(attribute_ids.shape)}. Pass a list to ask for several attributes of every image."
+            )
+        ids = self._wanted(attribute_ids.tolist(), None)
+        embeds, attentions = [None] * len(ids), [None] * len(ids)
+        owners = [self.config.increment_of(index) for index in ids]
+        for owner in dict.fromkeys(owners):
+            rows = [row for row, other in enumerate(owners) if other == owner]
+            some, attention = self._run_increment(shared[rows], owner)
+            start = self.config.attribute_range(owner).start
+            for place, row in enumerate(rows):
+                embeds[row] = some[place, ids[row] - start]
+                attentions[row] = None if attention is None else attention[place, ids[row] - start]
+        complete = output_attentions and all(attention is not None for attention in attentions)
+        return MclfirRetrievalOutput(
+            embeds=torch.stack(embeds),
+            attentions=torch.stack(attentions) if complete else None,
+            shared_features=shared,
+        )
+
+    def num_added_parameters(self) -> dict[str, int]:
+        """Parameters that each increment brought: its heads and, where it owns one, its adapter."""
+        counts, seen = {}, set()
+        for increment_id, increment in enumerate(self.config.increments):
+            count = sum(parameter.numel() for parameter in self.heads[increment_id].parameters())
+            adapter = self.config.adapter_name(increment_id)
+            if adapter is not None and adapter not in seen:
+                seen.add(adapter)
+                parameters = adapter_parameters(self.mclfir.trunk, adapter).values()
+                count += sum(parameter.numel() for parameter in parameters)
+            counts[increment["name"]] = count
+        return counts
+
+    def copy_trainable(self) -> "MclfirForImageRetrieval":
+        """A deep copy that shares every frozen tensor with this model: what an EMA teacher needs."""
+        frozen = {id(parameter): parameter for parameter in self.parameters() if not parameter.requires_grad}
+        return copy.deepcopy(self, memo=frozen)
