@@ -395,5 +395,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
 
     def copy_trainable(self) -> "MclfirForImageRetrieval":
         """A deep copy that shares every frozen tensor with this model: what an EMA teacher needs."""
-        frozen = {id(parameter): parameter for parameter in self.parameters() if not parameter.requires_grad}
-        return copy.deepcopy(self, memo=frozen)
+        frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
+        if not self.mclfir.trunk_trains:
+            frozen += list(self.buffers())
+        return copy.deepcopy(self, memo={id(tensor): tensor for tensor in frozen})

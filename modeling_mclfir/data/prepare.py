@@ -180,7 +180,7 @@ def _image_cell(image: Any, where: str) -> dict[str, Any]:
     if isinstance(image, Mapping):
         data, path = image.get("bytes"), image.get("path")
         if data is None and path is not None:
-            return {**_image_cell(path, where), "path": str(path)}
+            return _image_cell(path, where)
         return {"bytes": None if data is None else bytes(data), "path": path or where}
     if isinstance(image, bytes | bytearray | memoryview):
         return {"bytes": bytes(image), "path": where}

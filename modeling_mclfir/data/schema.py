@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ def attribute_names(features: Features, where: str = "the data set") -> tuple[st
         given = ", ".join(f"{name}: {features[name]}" for name in wrong)
         raise ValueError(f"{where} has columns of another type ({given}); expected {wanted}. " + _HOW_TO_MEND)
     return tuple(attributes)
+
+
+def check_data_dir(data_dir: Path) -> None:
+    """Raises FileNotFoundError where `data_dir` holds no prepared data set."""
+    if not any(data_dir.glob("data/*.parquet")):
+        raise FileNotFoundError(
+            f"{data_dir}: no prepared data set; expected a folder with data/*.parquet and increments.json. "
+            + _HOW_TO_MEND
+        )
 
 
 def _is_string(feature: object) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modeling_mclfir.data.images import BadImage, BadRows, decode_image
-from modeling_mclfir.data.schema import SPLITS, attribute_names
+from modeling_mclfir.data.schema import SPLITS, attribute_names, check_data_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -190,11 +190,7 @@ def check_images(table: ImageTable, bad_rows: BadRows, *, progress: bool = True)
 def _load(data_dir: Path) -> DatasetDict:
     from datasets import Image, load_dataset
 
-    if not (data_dir / "data").is_dir() and not any(data_dir.glob("*.parquet")):
-        raise FileNotFoundError(
-            f"{data_dir}: no prepared data set; expected a folder with data/*.parquet and increments.json, "
-            "as `python -m data_scripts.NAME --source RAW --output DIR` writes it"
-        )
+    check_data_dir(data_dir)
     dataset = load_dataset(str(data_dir))
     missing = [split for split in SPLITS if split not in dataset]
     if missing:

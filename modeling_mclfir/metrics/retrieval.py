@@ -14,7 +14,7 @@ Conventions, the same in every function:
   leave-one-out where one split serves as query and gallery, and the reference image in composed retrieval.
 * A query with no relevant item in its ranking is NaN (rank 0 in the rank functions); `mean_over_queries` then leaves
   it out (`no_positives="skip"`, the default) or counts it as 0 (`"zero"`, what the code of ASEN and MCL-FIR does).
-* Every result is a share, 0 to 1. Memory grows with `chunk_size` times the gallery, at about 60 bytes an entry.
+* Every result is a share, 0 to 1. Memory grows with `chunk_size` times the gallery, at about 80 bytes an entry.
 """
 
 import torch

@@ -16,7 +16,7 @@ PATH = Path(metrics.__file__).parent / "mclfir_retrieval"
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """A loader that fails on any attempt to connect and keeps the copied script and the rows in `tmp_path`."""
+    """A loader that fails on any attempt to connect and keeps its rows in `tmp_path`."""
 
     def refuse(*args, **kwargs):
         raise OSError("this test must not use the network")

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learn the increment, and nothing else."""
+
+import torch
+from torch import nn
+
+from .base import ContinualMethod
+
+
+class FineTuning(ContinualMethod):
+    """
+    The contrastive loss alone. With one adapter an increment that is all there is to do: old ones are frozen. With a
+    shared adapter it is the lower bound that other methods are measured against.
+    """
+
+    def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+        """See `ContinualMethod.compute_loss`."""
+        contrastive = self.contrastive(model(**batch["inputs"]).embeds, batch)
+        return {"loss": self.for_average(contrastive), "contrastive": contrastive.detach()}

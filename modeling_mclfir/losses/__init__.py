@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses: embeddings in, scalar out."""
+
+from .distillation import EmbeddingDistillation
+from .gather import gather_rows, world_size
+from .info_nce import InfoNCE
+
+__all__ = ["EmbeddingDistillation", "InfoNCE", "gather_rows", "world_size"]

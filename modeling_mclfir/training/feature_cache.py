@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs of the shared part of the trunk on disk, once for each image and view.
+
+A cached map is keyed by the images, the view, the preprocessing and the weights below the first adapted unit: change
+one of them and another file is written.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from tqdm import tqdm
+
+from ..data.augmentation import Augmentation, view_generator
+from ..data.table import ImageTable
+
+logger = get_logger(__name__)
+_CHUNK = 32
+
+
+class FeatureCache:
+    """
+    Fills and opens memory-mapped arrays of shared features.
+
+    Args:
+        folder: where the files go.
+        max_bytes: cap over all files of this cache; a table that would pass it is not cached (`open` gives None).
+    """
+
+    def __init__(self, folder: Path, max_bytes: int):
+        self.folder = Path(folder)
+        self.max_bytes = max_bytes
+        self.num_filled = 0  # images run through the trunk by this process's run, for the bill
+
+    def open(
+        self,
+        model,
+        processor,
+        table: ImageTable,
+        view: int,
+        accelerator: Accelerator,
+        *,
+        augmentation: Augmentation,
+        seed: int,
+        dtype: str = "float16",
+    ) -> np.ndarray | None:
+        """
+        Features of every row of `table` in one view, (N, …), read-only; None where the cap forbids it.
+
+        Filled on first use, by all processes together: whichever has the work, chunks and so values are the same.
+        """
+        with torch.no_grad():
+            sample = model.mclfir.shared_forward(load_pixels(table, [0], view, processor, augmentation, seed).to(accelerator.device))
+        shape = (len(table), *sample.shape[1:])
+        path = self.folder / f"{table.split}-view{view}-{self._key(model, processor, table, view, augmentation, seed, dtype)}.npy"
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if not path.exists():
+            used = sum(file.stat().st_size for file in self.folder.glob("*.npy")) if self.folder.exists() else 0
+            if used + size > self.max_bytes:
+                logger.warning(
+                    f"{table.split} view {view} would need {size / 2**30:.1f} GiB of feature cache, past the cap of "
+                    f"{self.max_bytes / 2**30:.1f} GiB (--max_cache_gib): it is computed afresh each time instead."
+                )
+                return None
+            self._fill(path, shape, dtype, model, processor, table, view, accelerator, augmentation, seed)
+        return np.load(path, mmap_mode="r")
+
+    def _fill(self, path, shape, dtype, model, processor, table, view, accelerator, augmentation, seed) -> None:
+        partial = path.with_suffix(".partial")
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape).flush()
+        accelerator.wait_for_everyone()
+        target = np.lib.format.open_memmap(partial, mode="r+")
+        starts = range(0, len(table), _CHUNK)[accelerator.process_index :: accelerator.num_processes]
+        progress = tqdm(
+            starts, desc=f"features {table.split} view {view}", unit="batch", disable=not accelerator.is_main_process
+        )
+        with torch.no_grad():
+            for start in progress:
+                rows = range(start, min(start + _CHUNK, len(table)))
+                pixels = load_pixels(table, rows, view, processor, augmentation, seed).to(accelerator.device)
+                features = model.mclfir.shared_forward(pixels)
+                target[rows.start : rows.stop] = features.float().cpu().numpy().astype(dtype)
+        target.flush()
+        self.num_filled += len(table)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            os.replace(partial, path)
+        accelerator.wait_for_everyone()
+
+    def _key(self, model, processor, table, view, augmentation, seed, dtype) -> str:
+        digest = hashlib.sha256()
+        digest.update(shared_fingerprint(model).encode())
+        settings = {
+            "processor": processor.to_dict(),
+            "view": [view, seed, repr(augmentation)] if view else 0,
+            "dtype": dtype,
+            "first_adapted": model.mclfir.first_adapted,
+        }
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest.update(np.ascontiguousarray(table.image_ids).tobytes())
+        return digest.hexdigest()[:20]
+
+
+def load_pixels(
+    table: ImageTable, rows, views, processor, augmentation: Augmentation, seed: int
+) -> torch.Tensor:
+    """Images of some rows, each in its view (one number for all, or one a row), preprocessed: (n, 3, H, W)."""
+    rows = list(rows)
+    views = [views] * len(rows) if isinstance(views, int) else list(views)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        pixels = list(pool.map(_loader(table, processor, augmentation, seed), rows, views))
+    return torch.stack(pixels)
+
+
+def _loader(table: ImageTable, processor, augmentation: Augmentation, seed: int) -> Callable[[int, int], torch.Tensor]:
+    def load(row: int, view: int) -> torch.Tensor:
+        image = augmentation(table.image(row), view, view_generator(seed, table.image_ids[row], view))
+        return processor(image, return_tensors="pt")["pixel_values"][0]
+
+    return load
+
+
+def shared_fingerprint(model) -> str:
+    """Hash of the weights below the first adapted unit."""
+    units = model.mclfir.units
+    digest = hashlib.sha256(json.dumps(model.config.vision_config.to_dict(), sort_keys=True, default=str).encode())
+    if not units.opaque:
+        prefixes = tuple(f"{name}." for unit in units.names[: model.mclfir.first_adapted] for name in unit)
+        for name, tensor in sorted(model.mclfir.trunk.state_dict().items()):
+            if name.startswith(prefixes):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
