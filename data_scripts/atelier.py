@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Atelier, the embedded default: drawn garments with attributes and captions, generated as a stream from a seed.
 
 Needs no source. The same seed gives the same bytes.
@@ -7,8 +8,9 @@ from collections.abc import Sequence
 
 from data_scripts.command import choose_increments, parser, run
 from modeling_mclfir.data.atelier import ATTRIBUTES, INCREMENTS, SPLIT_SIZES, generate_split
-from modeling_mclfir.data.prepare import DatasetSummary, write_dataset
+from modeling_mclfir.data.prepare import write_dataset
 from modeling_mclfir.data.schema import SPLITS
+from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "Atelier"
 LICENCE = "apache-2.0"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the commands of this folder share: their flags, and how a user's mistake is told."""
 
 import argparse
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from modeling_mclfir.data.folder import FolderDataset
 from modeling_mclfir.data.increments import read_increments_json
-from modeling_mclfir.data.prepare import DatasetSummary, write_dataset
+from modeling_mclfir.data.prepare import write_dataset
+from modeling_mclfir.data.shards import DatasetSummary
 
 
 def parser(name: str, description: str | None, *, source: str | None) -> argparse.ArgumentParser:
@@ -33,11 +35,21 @@ def run(main: Callable[[Sequence[str] | None], DatasetSummary]) -> None:
     """Runs a command; a user's mistake ends it with one message and status 2, without a traceback."""
     try:
         summary = main(None)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:  # OSError: a full disk, a folder that may not be written, …
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
     counts = ", ".join(f"{split} {count:,}" for split, count in summary.counts.items())
     sys.stderr.write(f"{summary.path}: {counts}; {summary.bad_rows.summary()}\n")
+
+
+def require_files(source: Path, names: Sequence[str]) -> None:
+    """Raises FileNotFoundError, naming all that is missing, where `source` is not the folder that a script expects."""
+    missing = [name for name in names if not (source / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{source} is not the expected folder; missing: {', '.join(missing)} (expected: {', '.join(names)}). "
+            "Mend --source; data_scripts/README.md says how to obtain the data."
+        )
 
 
 def choose_increments(content: list | dict, key: str | None) -> list | dict:

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bring your own data: a folder of images with a CSV or Parquet of attributes.
 
 Expected in --source: the images; labels.csv or labels.parquet (one row an image: its path in the folder, and one
 column an attribute; an empty cell where it is not known). If they are there, these are used as well:
   split.csv        columns image and split (train, val, query or gallery); images not in it are left out.
                    Without it: a column "split" of the labels, else a split by hash of product id or image name.
-  increments.json  such as [{"name": "shape", "attributes": ["category", "neckline"]}, ...]; else one of all attributes.
+  increments.json  such as [{"name": "shape", "attributes": ["category", "fit"]}, ...]; else one of all attributes.
   values.json      attribute -> list of its values; a row with another value is left out and counted.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from data_scripts.command import parser, run, write_folder
 from modeling_mclfir.data.folder import read_folder
-from modeling_mclfir.data.prepare import DatasetSummary
+from modeling_mclfir.data.shards import DatasetSummary
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary:

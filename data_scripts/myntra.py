@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Myntra product photos (a subset of Kaggle's "Fashion Product Images"): 9,583 photos with catalogue data and titles.
 
 Expected in --source: images/*.jpg, labels.csv (image, id, gender, masterCategory, subCategory, articleType,
@@ -6,9 +7,9 @@ baseColour, season, year, usage, productDisplayName), split.csv (image, split), 
 
 from collections.abc import Sequence
 
-from data_scripts.command import parser, run, write_folder
+from data_scripts.command import parser, require_files, run, write_folder
 from modeling_mclfir.data.folder import read_folder
-from modeling_mclfir.data.prepare import DatasetSummary
+from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "Myntra fashion products"
 LICENCE = "unclear: the Kaggle page is said to state MIT; photos © Myntra; local use only"
@@ -19,11 +20,13 @@ DESCRIPTION = (
 )
 # masterCategory chooses the rows of the increments; year is a fact of the catalogue that no photo shows.
 ATTRIBUTES = ("gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage")
+FILES = ("images", "labels.csv", "split.csv", "increments.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
     """Reads the folder and writes the data set."""
     options = parser("myntra", __doc__, source="folder with the four things above").parse_args(arguments)
+    require_files(options.source, FILES)
     dataset = read_folder(
         options.source,
         "labels.csv",

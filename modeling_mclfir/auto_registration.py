@@ -12,7 +12,25 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
 
+_OURS = f"{__package__}.configuration_mclfir"
+
+
 def _register_config() -> None:
+    ours = sys.modules.get(_OURS)
+    if getattr(getattr(ours, "__spec__", None), "_initializing", False):
+        # It is our own import that brings transformers in: the turn comes when ours is done.
+        _deferred.append(True)
+        return
+    _register_config_now()
+
+
+def _after_ours() -> None:
+    if _deferred:
+        _deferred.clear()
+        _register_config_now()
+
+
+def _register_config_now() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from .configuration_mclfir import MclfirConfig
@@ -20,17 +38,21 @@ def _register_config() -> None:
     AutoConfig.register(MclfirConfig.model_type, MclfirConfig, exist_ok=True)
 
 
+class _OnFirstUse(type):
+    """A stand-in for the model class: importing the real one here, amid transformers' own imports, would go round."""
+
+    def __getattr__(cls, name: str):
+        module = importlib.import_module(".modeling_mclfir", __package__)
+        return getattr(module.MclfirForImageRetrieval, name)
+
+
 def _register_model() -> None:
     from transformers.models.auto.modeling_auto import AutoModel
 
     from .configuration_mclfir import MclfirConfig
-    from .modeling_mclfir import MclfirForImageRetrieval, MclfirModel
 
-    AutoModel.register(MclfirConfig, MclfirForImageRetrieval, exist_ok=True)
-    # What save_pretrained writes beside the weights, for machines where this package is not installed.
-    MclfirConfig.register_for_auto_class()
-    MclfirForImageRetrieval.register_for_auto_class("AutoModel")
-    MclfirModel.register_for_auto_class("AutoModel")
+    stand_in = _OnFirstUse("MclfirForImageRetrieval", (), {"config_class": MclfirConfig})
+    AutoModel.register(MclfirConfig, stand_in, exist_ok=True)
 
 
 def _register_image_processor() -> None:
@@ -40,10 +62,11 @@ def _register_image_processor() -> None:
     from .processing_mclfir import MclfirImageProcessor
 
     AutoImageProcessor.register(MclfirConfig, slow_image_processor_class=MclfirImageProcessor, exist_ok=True)
-    MclfirImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
+_deferred: list[bool] = []
 _PENDING = {
+    _OURS: _after_ours,
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_model,
     "transformers.models.auto.image_processing_auto": _register_image_processor,

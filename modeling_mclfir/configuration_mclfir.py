@@ -42,6 +42,8 @@ class MclfirConfig(PreTrainedConfig):
     """
 
     model_type = "mclfir"
+    # Saved checkpoints name their code, for machines where this package is not installed.
+    _auto_class = "AutoConfig"
     sub_configs = {"vision_config": AutoConfig}
 
     def __init__(

@@ -54,6 +54,7 @@ class MclfirPreTrainedModel(PreTrainedModel):
     config_class = MclfirConfig
     base_model_prefix = "mclfir"
     main_input_name = "pixel_values"
+    _auto_class = "AutoModel"
 
     def _init_weights(self, module: nn.Module) -> None:
         # Called by from_pretrained for weights a checkpoint lacks. Trunk, adapters and heads draw their own.

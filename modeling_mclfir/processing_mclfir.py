@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image preprocessing (floor 1; travels to the Hub with a checkpoint)."""
 
-from transformers import AutoImageProcessor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
@@ -14,6 +13,7 @@ class MclfirImageProcessor(PilBackend):
     must not depend on which machine filled it.
     """
 
+    _auto_class = "AutoImageProcessor"
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -32,6 +32,8 @@ class MclfirImageProcessor(PilBackend):
         Args:
             trunk: Hub id or folder of the trunk; None, or one without a processor, takes 0.5 for both.
         """
+        from transformers import AutoImageProcessor  # here: its module registers this one when it comes in
+
         statistics = {}
         if trunk is not None:
             try:

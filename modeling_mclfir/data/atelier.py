@@ -8,13 +8,14 @@ the tests train on; pictures are varied enough that a linear model on pixels fin
 
 from __future__ import annotations
 
+import functools
 import io
 import numbers
 from collections.abc import Iterator
 
 import numpy as np
 
-from .atelier_cut import LEGGED, TOPS, UPPER, product_cut
+from .atelier_cut import TOPS, UPPER, product_cut
 from .atelier_drawing import draw_picture
 from .atelier_patterns import PALETTE, product_cloth
 
@@ -70,7 +71,7 @@ SPLIT_STRIDE = 1_000_000
 BLOCK = 60
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 1024
 # RandomState and not Generator: numpy promises that its numbers stay the same in all versions to come.
-_BALANCE, _PRODUCT, _VIEW, _CAPTION = range(4)
+_BALANCE, _PRODUCT, _VIEW = range(3)
 
 
 def _checked_integer(name: str, value: int, low: int, high: int, advice: str) -> int:
@@ -79,11 +80,17 @@ def _checked_integer(name: str, value: int, low: int, high: int, advice: str) ->
     return int(value)
 
 
+@functools.lru_cache(maxsize=16)
+def _block_order(block: int, seed: int) -> np.ndarray:
+    """For each attribute (row) an order of the products of a block."""
+    rng = np.random.RandomState([seed, _BALANCE, block])
+    return np.stack([rng.permutation(BLOCK) for _ in ATTRIBUTES])
+
+
 def _attributes(product: int, seed: int) -> dict[str, str | None]:
     """The attributes of a product: in each block of products every value has the same share."""
-    block, place = divmod(product, BLOCK)
-    rng = np.random.RandomState([seed, _BALANCE, block])
-    values = {name: options[rng.permutation(BLOCK)[place] % len(options)] for name, options in ATTRIBUTES.items()}
+    places = _block_order(product // BLOCK, seed)[:, product % BLOCK].tolist()
+    values = {name: options[p % len(options)] for p, (name, options) in zip(places, ATTRIBUTES.items(), strict=True)}
     return {name: v if values["category"] in APPLIES_TO.get(name, (values["category"],)) else None
             for name, v in values.items()}
 
@@ -127,7 +134,7 @@ def generate_row(index: int, seed: int = 0, image_size: int = 96) -> dict:
     ``product_id``.
     """
     last = SPLIT_STRIDE * len(SPLITS) - 1
-    index = _checked_integer("index", index, 0, last, "images are numbered from 0, see `generate_split` for the splits")
+    index = _checked_integer("index", index, 0, last, "`generate_split` gives the images of a split")
     seed = _checked_integer("seed", seed, 0, 2**32 - 1, "give a non-negative 32-bit number")
     image_size = _checked_integer("image_size", image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, "96 is the default")
     product = index // VIEWS_PER_PRODUCT
@@ -136,13 +143,14 @@ def generate_row(index: int, seed: int = 0, image_size: int = 96) -> dict:
     made = {"attributes": attributes, "cut": product_cut(attributes, rng)}
     made["cloth"] = product_cloth(attributes["colour"], rng)
     rng = np.random.RandomState([seed, _VIEW, index])
-    picture = draw_picture(made, image_size, rng)
+    # Words and quality first: they are then the same at every image size.
+    caption, quality = _caption(attributes, rng), int(rng.randint(60, 94))
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=int(rng.randint(60, 94)))
+    draw_picture(made, image_size, rng).save(buffer, format="JPEG", quality=quality)
     return {
         "image": {"bytes": buffer.getvalue(), "path": f"atelier/{index:06d}.jpg"},
         "attributes": attributes,
-        "caption": _caption(attributes, np.random.RandomState([seed, _CAPTION, index])),
+        "caption": caption,
         "product_id": f"atelier-{seed}-{product:06d}",
     }
 

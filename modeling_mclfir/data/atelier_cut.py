@@ -1,4 +1,4 @@
-"""Shapes of *atelier* in garment coordinates: x to the side (0 is the middle), y down (0 is the shoulders, 1 the hips).
+"""Shapes of *atelier* in garment coordinates: x to the side (0 in the middle), y down (0 the shoulders, 1 the hips).
 
 Nothing here knows of pixels. A `cut` is what all views of a product share, a `pose` belongs to one view.
 """
@@ -13,6 +13,9 @@ TOPS = ("shirt", "sweater")
 WAIST, HIP, CROTCH = 0.62, 0.95, 1.10
 HEM_HEIGHT = {"thigh": 1.26, "knee": 1.55, "calf": 1.84, "ankle": 2.13}
 SLEEVE_REACH = {"sleeveless": 0.0, "short": 0.21, "elbow": 0.42, "long": 0.76}
+
+# Outlines are drawn through 9 points; made once, as every picture needs them many times.
+NINE = np.linspace(0, 1, 9)
 
 # Half widths at shoulder, bust, waist and hip.
 TORSO = {
@@ -42,13 +45,13 @@ def product_cut(attributes: dict[str, str | None], rng: np.random.RandomState) -
         "leg": np.array(LEG[fit]) * rng.uniform(0.94, 1.06, 3),
         "sleeve": np.array(SLEEVE[fit]) * rng.uniform(0.92, 1.08, 2),
         "flare": rng.uniform(0.34, 0.46),
-        "neck_width": rng.uniform(0.165, 0.205),
+        "neck_width": rng.uniform(0.185, 0.225),
         "neck_depth": rng.uniform(0.9, 1.15),
         "waist_height": WAIST + rng.uniform(-0.05, 0.05),
         "pocket_scale": rng.uniform(0.9, 1.15),
-        "button_gap": rng.uniform(0.12, 0.17),
-        "button_size": rng.uniform(0.030, 0.040),
-        "trim": rng.uniform(0.55, 0.75) if rng.rand() < 0.6 else rng.uniform(1.3, 1.6),
+        "button_gap": rng.uniform(0.13, 0.17),
+        "button_size": rng.uniform(0.040, 0.050),
+        "trim": rng.uniform(0.45, 0.65) if rng.rand() < 0.6 else rng.uniform(1.4, 1.7),
         "bow_side": rng.uniform(-0.12, 0.12),
         "metal": rng.rand() < 0.5,
     }
@@ -72,9 +75,9 @@ def half_width(cut: dict, y: np.ndarray | float) -> np.ndarray:
     if cut["fit"] == "flared" and cut["category"] not in LEGGED:
         # Cloth that falls free from the bust (tops) or from the waist.
         free = 0.28 if cut["category"] in TOPS else cut["waist_height"]
-        start = np.interp(free, (0.05, 0.3, WAIST), (shoulder, bust, waist))
+        fitted = np.interp(np.minimum(y, free), (0.05, 0.3, WAIST), (shoulder, bust, waist))
         slope = cut["flare"] * (1.15 if cut["category"] in TOPS else 1.0)
-        return np.where(y < free, np.interp(y, (0.05, 0.3, WAIST), (shoulder, bust, waist)), start + slope * (y - free))
+        return fitted + slope * np.maximum(y - free, 0.0)
     ends = {"slim": 0.84, "regular": 1.06, "loose": 1.06}.get(cut["fit"], 0.95)
     return np.interp(y, (0.05, 0.3, WAIST, HIP, HEM_HEIGHT["ankle"]), (shoulder, bust, waist, hip, hip * ends))
 
@@ -97,17 +100,17 @@ def _mirror(points: np.ndarray) -> np.ndarray:
 
 
 def hem_line(cut: dict, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The lower edge, from right to left: a shirt's tails are rounded, other hems sag a little."""
-    t = np.linspace(0, 1, 9)[1:-1, None]
+    """The lower edge, from right to left: rounded for a shirt's tails and between legs, else it sags a little."""
+    t = NINE[1:-1, None]
     line = right * (1 - t) + left * t
-    sag = 0.12 * np.sin(np.pi * t[:, 0]) if cut["category"] == "shirt" else 0.035 * np.sin(np.pi * t[:, 0])
-    return line + np.stack([np.zeros(len(t)), sag], axis=1)
+    sag = 0.12 if cut["category"] == "shirt" or cut["category"] in LEGGED else 0.035
+    return line + np.stack([np.zeros(len(t)), sag * np.sin(np.pi * t[:, 0])], axis=1)
 
 
 def body_panel(cut: dict, pose: dict) -> np.ndarray:
-    """The outline of the body of a garment: to the hem, or to the crotch where legs go on from there."""
+    """The outline of the body of a garment: to the hem, or to the crotch where legs go on from it."""
     legged = cut["category"] in LEGGED
-    bottom = CROTCH if legged else cut["hem"] - (0.08 if cut["category"] == "shirt" else 0.0)
+    bottom = CROTCH - 0.12 if legged else cut["hem"] - (0.08 if cut["category"] == "shirt" else 0.0)
     if cut["category"] not in UPPER:
         top = cut["waist_height"]
         right, left = _side(cut, top, bottom, pose["hang"][0]), _mirror(_side(cut, top, bottom, pose["hang"][1]))
@@ -126,7 +129,7 @@ def body_panel(cut: dict, pose: dict) -> np.ndarray:
 
 def leg_panel(cut: dict, pose: dict, side: int) -> np.ndarray:
     """One leg of trousers or of a jumpsuit; ``side`` is 1 or -1."""
-    t = np.linspace(0, 1, 9)
+    t = NINE
     y = CROTCH - 0.12 + t * (cut["hem"] - CROTCH + 0.12)
     start, middle, end = cut["leg"]
     width = np.interp(t, (0, 0.5, 1), (start, middle, end))
@@ -144,7 +147,7 @@ def arm_line(pose: dict, side: int, length: float) -> np.ndarray:
     """The middle of an arm from the shoulder to ``length``, in 9 points."""
     index = (side + 1) // 2
     angle, bend = pose["arms"][index], pose["elbows"][index]
-    s = np.linspace(0, length, 9)
+    s = NINE * length
     upper = np.minimum(s, 0.40)
     lower = s - upper
     x = 0.375 + upper * np.sin(angle) + lower * np.sin(angle + bend)
@@ -154,15 +157,16 @@ def arm_line(pose: dict, side: int, length: float) -> np.ndarray:
 
 def ribbon(line: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """The outline of a line drawn with the half widths ``widths``."""
-    step = np.gradient(line, axis=0)
-    normal = np.stack([-step[:, 1], step[:, 0]], axis=1)
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-    return np.concatenate([line + normal * widths[:, None], (line - normal * widths[:, None])[::-1]])
+    step = np.empty_like(line)
+    step[1:-1], step[0], step[-1] = line[2:] - line[:-2], line[1] - line[0], line[-1] - line[-2]
+    across = step[:, ::-1] * (widths / np.maximum(np.hypot(step[:, 0], step[:, 1]), 1e-6))[:, None]
+    across[:, 0] *= -1
+    return np.concatenate([line + across, (line - across)[::-1]])
 
 
 def sleeve_widths(cut: dict) -> np.ndarray:
     """Half widths of a sleeve at the 9 points of its arm line."""
-    t = np.linspace(0, 1, 9)
+    t = NINE
     start, end = cut["sleeve"]
     if cut["fit"] == "flared":
         # A bell: narrow, then wide towards its end.
@@ -182,7 +186,7 @@ def neck_opening(neckline: str, cut: dict) -> np.ndarray | None:
     if neckline == "turtle":
         return None
     if neckline == "round":
-        angle = np.linspace(0, np.pi, 13)
+        angle = NINE * np.pi
         return np.stack([np.cos(angle) * (width + 0.02), -0.06 + np.sin(angle) * 0.23 * depth], axis=1)
     if neckline == "square":
         width, bottom = width + 0.045, 0.20 * depth

@@ -30,7 +30,7 @@ def trim_colour(product: dict) -> tuple[int, int, int]:
     # Neither black can be darkened nor white lightened.
     if base.mean() < 70:
         return tuple(int(min(255, c + 48 * max(factor, 0.9))) for c in base)
-    return shaded(base, factor if base.mean() * factor < 235 else 0.72)
+    return shaded(base, factor if base.mean() * factor < 235 else 0.62)
 
 
 def _neckline(stage: Stage, product: dict) -> None:
@@ -44,7 +44,7 @@ def _neckline(stage: Stage, product: dict) -> None:
         return
     opening = shapes.neck_opening(neckline, cut)
     if neckline != "collar":
-        stage.line(opening, trim, 0.05)
+        stage.line(opening, trim, 0.06)
         stage.line(opening, seam, 0.016)
         return
     width = cut["neck_width"]
@@ -95,7 +95,7 @@ def _seams(stage: Stage, product: dict, pose: dict) -> None:
     if category in shapes.LEGGED:
         stage.line([[0, waist + 0.05], [0.0, shapes.CROTCH]], seam, 0.016)
         for side in (-1, 1):
-            stage.line(shapes.leg_panel(cut, pose, side)[9:], seam, 0.014)
+            stage.line(shapes.leg_panel(cut, pose, side)[9:16], seam, 0.014)
 
 
 def _front(product: dict) -> tuple[float, float]:
@@ -123,8 +123,8 @@ def _closure(stage: Stage, product: dict) -> None:
             stage.disc((0.0, float(y)), cut["button_size"], fill, edge)
     elif closure == "zip":
         metal = METAL if cut["metal"] else BRASS
-        stage.line([[0, top], [0, bottom]], (28, 28, 30), 0.062)
-        stage.line([[0, top], [0, bottom]], metal, 0.024)
+        stage.line([[0, top], [0, bottom]], (28, 28, 30), 0.08)
+        stage.line([[0, top], [0, bottom]], metal, 0.036)
         stage.polygon([[-0.03, top + 0.05], [0.03, top + 0.05], [0.022, top + 0.14], [-0.022, top + 0.14]], metal)
     else:
         _tie(stage, product)
@@ -150,18 +150,19 @@ def _pockets(stage: Stage, product: dict) -> None:
     trim, scale = trim_colour(product), cut["pocket_scale"]
     y = 0.72 if cut["category"] in shapes.TOPS else cut["waist_height"] + 0.31
     x = min(float(shapes.half_width(cut, y)) * 0.53, 0.27)
-    half = min(0.10 * scale, x * 0.62)
+    half = min(0.125 * scale, x * 0.7)
     for side in (-1, 1):
         if pocket == "patch":
             box = [[-half, -half], [half, -half], [half, half * 0.8], [0, half * 1.35], [-half, half * 0.8]]
             stage.polygon(np.array(box) + np.array([side * x, y]), trim, seam, 0.024)
         elif pocket == "flap":
-            box = [[-half * 1.15, -0.035], [half * 1.15, -0.035], [half * 1.15, 0.03], [0, 0.065], [-half * 1.15, 0.03]]
+            wide = half * 1.15
+            box = [[-wide, -0.05], [wide, -0.05], [wide, 0.025], [0, 0.07], [-wide, 0.025]]
             stage.polygon(np.array(box) + np.array([side * x, y]), trim, seam, 0.024)
         else:
-            line = np.array([[x - 0.07, y - 0.13], [x + 0.09, y + 0.11]]) * np.array([side, 1.0])
-            stage.line(line, seam, 0.06)
-            stage.line(line, trim, 0.024)
+            line = np.array([[x - 0.08, y - 0.16], [x + 0.10, y + 0.13]]) * np.array([side, 1.0])
+            stage.line(line, seam, 0.075)
+            stage.line(line, trim, 0.04)
 
 
 def draw_details(stage: Stage, product: dict, pose: dict) -> None:

@@ -20,15 +20,16 @@ NEUTRALS = ((236, 234, 230), (52, 54, 60), (70, 84, 112), (150, 146, 140), (196,
 
 
 def _body_outline() -> np.ndarray:
-    right = [[0.09, -0.26], [0.10, -0.06], [0.38, 0.02], [0.40, 0.14], [0.34, 0.32], [0.27, 0.6], [0.35, 0.92], [0.35, 1.1]]
-    right = np.array(right)
+    x = [0.09, 0.10, 0.38, 0.40, 0.34, 0.27, 0.35, 0.35]
+    right = np.stack([x, [-0.26, -0.06, 0.02, 0.14, 0.32, 0.6, 0.92, 1.1]], axis=1)
     return np.concatenate([right, (right * np.array([-1.0, 1.0]))[::-1]])
 
 
 def _leg(pose: dict, side: int) -> np.ndarray:
     y = np.linspace(0.95, 2.2, 8)
     x = 0.18 + (pose["stance"][(side + 1) // 2] - 0.18) * np.clip((y - 0.95) / 1.2, 0, 1)
-    return shapes.ribbon(np.stack([side * x, y], axis=1), np.array([0.165, 0.155, 0.13, 0.10, 0.09, 0.095, 0.07, 0.05]))
+    widths = np.array([0.165, 0.155, 0.13, 0.10, 0.09, 0.095, 0.07, 0.05])
+    return shapes.ribbon(np.stack([side * x, y], axis=1), widths)
 
 
 def draw_body(stage: Stage, product: dict, pose: dict, rng: np.random.RandomState) -> None:
@@ -105,7 +106,8 @@ def _bag(stage: Stage, side: int, rng: np.random.RandomState) -> None:
     y, x = rng.uniform(0.75, 1.15), side * rng.uniform(0.38, 0.55)
     w, h = rng.uniform(0.13, 0.22), rng.uniform(0.12, 0.2)
     stage.line([[side * rng.uniform(0.2, 0.32), -0.02], [x, y]], shaded(colour, 0.6), 0.03)
-    stage.polygon([[x - w, y], [x + w, y], [x + w * 1.1, y + 2 * h], [x - w * 1.1, y + 2 * h]], colour, shaded(colour, 0.6))
+    outline = [[x - w, y], [x + w, y], [x + w * 1.1, y + 2 * h], [x - w * 1.1, y + 2 * h]]
+    stage.polygon(outline, colour, shaded(colour, 0.6))
 
 
 def _hand(stage: Stage, side: int, rng: np.random.RandomState) -> None:
@@ -121,7 +123,8 @@ def _strands(stage: Stage, side: int, rng: np.random.RandomState) -> None:
     hair = HAIRS[rng.randint(len(HAIRS))]
     x, end = side * rng.uniform(0.17, 0.26), rng.uniform(0.1, 0.4)
     for _ in range(4):
-        stage.line([[side * 0.15, -0.4], [x, -0.1], [x + rng.uniform(-0.05, 0.05), end]], shaded(hair, rng.uniform(0.8, 1.2)), 0.045)
+        strand = [[side * 0.15, -0.4], [x, -0.1], [x + rng.uniform(-0.05, 0.05), end]]
+        stage.line(strand, shaded(hair, rng.uniform(0.8, 1.2)), 0.045)
 
 
 def _thing(stage: Stage, side: int, rng: np.random.RandomState) -> None:
@@ -135,8 +138,8 @@ def _thing(stage: Stage, side: int, rng: np.random.RandomState) -> None:
 
 
 def draw_occluder(stage: Stage, product: dict, pose: dict, rng: np.random.RandomState) -> None:
-    """In half of the pictures, put something in front; never on the neckline or on the middle of the front."""
-    if rng.rand() > 0.5:
+    """In two pictures of five, put something in front; never on the neckline or on the middle of the front."""
+    if rng.rand() > 0.4:
         return
     side = (-1, 1)[rng.randint(2)]
     worn = product["presentation"] in ("person", "mannequin")

@@ -20,6 +20,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 # How far a shade may stray (in each channel, and in brightness), small enough that names stay apart.
 CHANNEL_JITTER = 9.0
 BRIGHTNESS_JITTER = 0.12
+# Across and along are the commonest, slanted stripes the rarest.
+STRIPE_ANGLES = (0.0,) * 4 + (np.pi / 2,) * 4 + (np.pi / 4, -np.pi / 4)
 LEAF_GREEN = np.array([70, 120, 62], dtype=np.float32)
 
 
@@ -31,12 +33,12 @@ def shade_of(colour: str, rng: np.random.RandomState) -> np.ndarray:
 
 
 def print_colours(base: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """The two colours printed on a cloth of shade ``base``: each clearly lighter or darker than it, or of another hue."""
+    """The two colours printed on a cloth of shade ``base``, each far from it in light or in hue."""
     names = tuple(PALETTE)
     found: list[np.ndarray] = []
-    # Neutral prints are the commonest; any colour may come. 40 draws always hold two that are far enough.
+    # Any colour may be printed on any other, so what fills most of a picture is not always what names its colour.
     for _ in range(40):
-        name = ("white", "black", "white", "grey")[rng.randint(4)] if rng.rand() < 0.55 else names[rng.randint(10)]
+        name = ("white", "black", "white", "grey")[rng.randint(4)] if rng.rand() < 0.3 else names[rng.randint(10)]
         colour = shade_of(name, rng)
         if np.abs(colour - base).sum() > 210:
             found.append(colour)
@@ -109,10 +111,10 @@ def product_cloth(colour: str, rng: np.random.RandomState) -> dict:
         "base": base,
         "first": first,
         "second": second,
-        "period": rng.uniform(0.145, 0.25),
+        "period": rng.uniform(0.165, 0.26),
         "phase": rng.uniform(0, 1, 2),
         "duty": rng.uniform(0.30, 0.46),
-        "stripe_angle": (0.0, np.pi / 2, np.pi / 4, -np.pi / 4)[rng.choice(4, p=[0.4, 0.4, 0.1, 0.1])],
+        "stripe_angle": STRIPE_ANGLES[rng.randint(len(STRIPE_ANGLES))],
         "check_angle": (0.0, np.pi / 4)[rng.randint(2)] if rng.rand() < 0.3 else 0.0,
         "dot_radius": rng.uniform(0.24, 0.33),
         "petals": int(rng.randint(4, 7)),
@@ -122,22 +124,21 @@ def product_cloth(colour: str, rng: np.random.RandomState) -> dict:
 
 
 def cloth(pattern: str, cloth_of: dict, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """The printed cloth at garment coordinates ``u``, ``v`` (any shape): RGB 0-255 float32, before light and folds.
+    """The printed cloth at garment coordinates ``u``, ``v`` (H, W): (3, H, W), 0-255 float32, before light and folds.
 
     ``pixel`` is the size of a pixel in garment coordinates: edges of the print are as wide as that.
     """
-    base = cloth_of["base"]
+    base, first, second = (cloth_of[name][:, None, None] for name in ("base", "first", "second"))
     if pattern == "solid":
-        return np.broadcast_to(base, (*u.shape, 3)).copy()
+        return np.broadcast_to(base, (3, *u.shape))
     period = np.float32(cloth_of["period"])
     phase = cloth_of["phase"].astype(np.float32)
     weight, accent = PATTERNS[pattern](u / period + phase[0], v / period + phase[1], cloth_of, period / pixel)
-    rgb = base + weight[..., None] * (cloth_of["first"] - base)
+    rgb = base + weight * (first - base)
     if accent is not None:
         # The heart of a flower sits on the print, a leaf on the cloth.
-        target = np.where(weight[..., None] > 0.5, cloth_of["second"], LEAF_GREEN)
-        rgb += accent[..., None] * (target - rgb)
-    return rgb.astype(np.float32)
+        rgb += accent * (np.where(weight > 0.5, second, LEAF_GREEN[:, None, None]) - rgb)
+    return rgb
 
 
 def folds(u: np.ndarray, v: np.ndarray, rng: np.random.RandomState, strength: float) -> np.ndarray:

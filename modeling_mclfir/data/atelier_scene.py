@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from .atelier_patterns import PALETTE
+
 Colour = tuple[int, int, int]
 
 
 def random_colour(rng: np.random.RandomState, saturation: float = 0.7) -> Colour:
-    """Any colour, greyer where ``saturation`` is small."""
+    """Any colour, or one that garments have too; greyer where ``saturation`` is small."""
     rgb = rng.uniform(20, 240, 3)
+    if rng.rand() < 0.5:
+        rgb = np.array(list(PALETTE.values())[rng.randint(len(PALETTE))]) * rng.uniform(0.8, 1.2)
     grey = rgb.mean()
-    return tuple(int(c) for c in np.clip(grey + (rgb - grey) * saturation * 1.4, 0, 255))
+    return tuple(int(c) for c in np.clip(grey + (rgb - grey) * saturation * 1.2, 0, 255))
 
 
 def shaded(colour: Colour | np.ndarray, factor: float) -> Colour:
@@ -71,14 +75,15 @@ def _room(size: int, rng: np.random.RandomState) -> Image.Image:
     draw = ImageDraw.Draw(image)
     floor = rng.uniform(0.6, 0.92) * size
     colour = random_colour(rng, 0.5)
-    draw.polygon([(0, floor + rng.uniform(-8, 8)), (size, floor + rng.uniform(-8, 8)), (size, size), (0, size)], colour)
-    draw.line((0, floor, size, floor), fill=shaded(colour, 1.3), width=2)
+    left, right = floor + rng.uniform(-0.08, 0.08, 2) * size
+    draw.polygon([(0, left), (size, right), (size, size), (0, size)], colour)
+    draw.line((0, left, size, right), fill=shaded(colour, 1.3), width=max(1, size // 48))
     for _ in range(rng.randint(1, 4)):  # windows, pictures, doors
         x, y, w, h = rng.uniform((-0.1, 0.0, 0.12, 0.15), (0.9, 0.5, 0.4, 0.6)) * size
         inner = random_colour(rng, 0.6)
-        draw.rectangle((x, y, x + w, y + h), fill=inner, outline=shaded(inner, 0.5), width=2)
+        draw.rectangle((x, y, x + w, y + h), fill=inner, outline=shaded(inner, 0.5), width=max(1, size // 48))
         if rng.rand() < 0.5:
-            draw.line((x + w / 2, y, x + w / 2, y + h), fill=shaded(inner, 0.5), width=2)
+            draw.line((x + w / 2, y, x + w / 2, y + h), fill=shaded(inner, 0.5), width=max(1, size // 48))
     return image
 
 
@@ -90,14 +95,14 @@ def _clutter(size: int, rng: np.random.RandomState) -> Image.Image:
         w, h = rng.uniform(0.06, 0.4, 2) * size
         shape = draw.ellipse if rng.rand() < 0.5 else draw.rectangle
         shape((x, y, x + w, y + h), fill=random_colour(rng, 0.9))
-    return image.filter(ImageFilter.BoxBlur(float(rng.uniform(0.5, 4))))
+    return image.filter(ImageFilter.BoxBlur(float(rng.uniform(0.005, 0.04)) * size))
 
 
 def _tiles(size: int, rng: np.random.RandomState) -> Image.Image:
     """Boards, tiles or a printed wallpaper: a regular background, so that regularity alone says nothing."""
     first, second = random_colour(rng, 0.6), random_colour(rng, 0.6)
     x, y = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
-    angle, step = rng.uniform(0, np.pi), rng.uniform(7, 22)
+    angle, step = rng.uniform(0, np.pi), rng.uniform(0.07, 0.23) * size
     across, along = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     cells = np.floor(across / step) + (np.floor(along / step) if rng.rand() < 0.5 else 0)
     weight = (cells % 2)[..., None] * rng.uniform(0.25, 0.9)
@@ -120,22 +125,22 @@ def light(rgb: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     line = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.55)
     along = line[None, :] * np.float32(np.cos(angle)) + line[:, None] * np.float32(np.sin(angle))
-    factor = (1 + along * np.float32(slope)) * np.float32(rng.uniform(0.72, 1.14))
+    factor = (1 + along * np.float32(slope)) * np.float32(rng.uniform(0.6, 1.2))
     if rng.rand() < 0.3:
         edge, turn = rng.uniform(-0.3, 0.3), rng.uniform(0, 2 * np.pi)
         side = line[None, :] * np.float32(np.cos(turn)) + line[:, None] * np.float32(np.sin(turn)) - np.float32(edge)
         factor = factor * (1 - np.float32(rng.uniform(0.15, 0.4)) * np.clip(side * rng.uniform(8, 40), 0, 1))
-    tint = rng.uniform(0.9, 1.1, 3).astype(np.float32)
-    haze = np.float32(rng.uniform(0, 14))
+    tint = rng.uniform(0.87, 1.13, 3).astype(np.float32)
+    haze = np.float32(rng.uniform(0, 24))
     return rgb * (factor.astype(np.float32)[..., None] * tint) + haze
 
 
 def camera(rgb: np.ndarray, rng: np.random.RandomState) -> Image.Image:
     """What a camera adds: a little blur and noise."""
     size = rgb.shape[0]
-    level = np.float32(rng.uniform(0, 16))
+    level = np.float32(rng.uniform(0, 11))
     noise = rng.random_sample((size, size, 3)).astype(np.float32) - np.float32(0.5)
     image = Image.fromarray(np.clip(rgb + noise * level * 2, 0, 255).astype(np.uint8))
-    if rng.rand() < 0.3:
+    if rng.rand() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.6)) * size / 96))
     return image

@@ -1,16 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
 """The card of a prepared data set: README.md with what `load_dataset` and a reader need to know."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from modeling_mclfir.data.increments import increments_keys, load_increments
-from modeling_mclfir.data.schema import SPLITS
+from .increments import increments_keys, load_increments
 
 if TYPE_CHECKING:
-    from modeling_mclfir.data.prepare import DatasetSummary
+    from .shards import DatasetSummary
 
 MAX_VALUES = 50
 
@@ -22,6 +23,8 @@ def dataset_card(
     import yaml
 
     spdx = re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence) is not None
+    filled = [split for split, rows in summary.counts.items() if rows]
+    content = hashlib.sha256("".join(summary.shards.values()).encode()).hexdigest()
     head = {
         "pretty_name": name,
         "license": licence if spdx else "other",
@@ -29,7 +32,10 @@ def dataset_card(
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in SPLITS],
+                # datasets finds its cached copy by what stands here, not by the files: without a word on the content,
+                # a folder written anew, or another one of the same name, would be read as it was the first time.
+                "description": f"content sha256:{content}",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in filled],
             }
         ],
     }
@@ -40,7 +46,7 @@ def dataset_card(
         f"**Licence:** {licence}\n",
         "## Rows\n",
         "`image`; `attributes`: attribute → value or null; `caption`; `product_id`. "
-        'Read with `datasets.load_dataset(FOLDER)`, or with `streaming=True`.\n',
+        "Read with `datasets.load_dataset(FOLDER)`, or with `streaming=True`.\n",
         _table(("split", "rows"), [*summary.counts.items(), ("all", sum(summary.counts.values()))]),
         _bad_rows(summary),
         "## Increments\n",

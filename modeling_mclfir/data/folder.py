@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bring your own data: a folder of images with a CSV or Parquet of attributes, read row by row."""
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from modeling_mclfir.data.images import BadRows
-from modeling_mclfir.data.increments import increments_keys, load_increments, read_increments_json
-from modeling_mclfir.data.labels import LabelFile, find_labels, open_labels
-from modeling_mclfir.data.schema import SPLITS
+from .images import BadRows
+from .increments import increments_keys, load_increments, read_increments_json
+from .labels import LabelFile, find_labels, open_labels
+from .schema import SPLITS
 
 # Shares of the split that is made where none is given, in percent, in the order of SPLITS.
 SPLIT_PERCENT = (60, 10, 8, 22)
@@ -32,7 +33,7 @@ class FolderDataset:
         counts: split → rows listed for it, before bad rows and duplicates are left out.
         left_out: rows that the split file does not name.
         bad_rows: what was skipped, filled while the rows are iterated.
-        duplicates: byte-identical copies left out (the first one is kept), filled likewise.
+        duplicates: split → byte-identical copies left out (the first one is kept), filled likewise.
     """
 
     source: Path
@@ -42,20 +43,67 @@ class FolderDataset:
     left_out: int
     bad_rows: BadRows = field(default_factory=BadRows)
     duplicates: Counter[str] = field(default_factory=Counter)
-    _read: Callable[[str, FolderDataset], Iterator[dict]] = field(default=None, repr=False)
-    # digest of the image → place of the row that keeps it, so that iterating twice gives the same rows.
+    _layout: _Layout = field(default=None, repr=False)
+    # digest of an image → place of the row that keeps it, so that iterating again gives the same rows.
     _keepers: dict[bytes, str] = field(default_factory=dict, repr=False)
 
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Rows of a split in the order of the label file, images as the bytes of their files."""
+        """Rows of a split in the order of the label file, images as the bytes of their files.
+
+        Iterate the splits in the order of `SPLITS`, each once: of two copies the one read first is kept.
+        """
         if split not in SPLITS:
             raise ValueError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
-        return self._read(split, self)
+        return self._rows(split)
 
     @property
     def splits(self) -> dict[str, Iterator[dict[str, Any]]]:
         """One iterator of rows a split, for `write_dataset`."""
         return {split: self.rows(split) for split in SPLITS}
+
+    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
+        layout = self._layout
+        for place, cells in layout.table.rows():
+            if cells is None or cells[layout.image_column] is None:
+                if split == SPLITS[0]:  # such a row has no split; it is counted once, with the first one
+                    self.bad_rows.add("malformed" if cells is None else "missing", place)
+            elif layout.split_of(cells) == split:
+                row = self._row(cells, place, split)
+                if row is not None:
+                    yield row
+
+    def _row(self, cells: Mapping[str, str | None], place: str, split: str) -> dict[str, Any] | None:
+        layout = self._layout
+        for name, values in layout.known_values.items():
+            if cells[name] is not None and cells[name] not in values:
+                self.bad_rows.add("unknown_value", f"{place}: {name} is {cells[name]!r}")
+                return None
+        image = _read_image(self.source, cells[layout.image_column], self.bad_rows)
+        if image is None:
+            return None
+        digest = hashlib.blake2b(image["bytes"], digest_size=16).digest()
+        if not layout.keep_duplicates and self._keepers.setdefault(digest, place) != place:
+            self.duplicates[split] += 1
+            return None
+        return {
+            "image": image,
+            "attributes": {name: cells[name] for name in self.attributes},
+            "caption": cells[layout.caption_column] if layout.caption_column else None,
+            "product_id": cells[layout.product_id_column] if layout.product_id_column else None,
+        }
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the label file is read."""
+
+    table: LabelFile
+    split_of: SplitRule
+    image_column: str
+    caption_column: str | None
+    product_id_column: str | None
+    known_values: dict[str, set[str]]
+    keep_duplicates: bool
 
 
 def read_folder(
@@ -93,56 +141,32 @@ def read_folder(
     source = Path(source)
     table = find_labels(source, labels)
     table.require([image_column, caption_column, product_id_column, *(attributes or ())])
-    rule, used = _split_rule(source, table, split, image_column, product_id_column)
+    rule, split_column = _split_rule(source, table, split, image_column, product_id_column)
     if attributes is None:
-        others = {image_column, caption_column, product_id_column, used}
+        others = {image_column, caption_column, product_id_column, split_column}
         attributes = [name for name in table.columns if name not in others]
     content = _find_increments(source, increments, attributes)
     known = _find_values(source, known_values, attributes)
-
-    counts, left_out = Counter(), 0
-    for _, cells in table.rows():
-        if cells is None or cells[image_column] is None:
-            continue
-        image_path(cells[image_column])  # refuse a path that leaves the folder before anything is written
-        name = rule(cells)
-        counts[name] += name is not None
-        left_out += name is None
-    if not sum(counts.values()):
+    layout = _Layout(table, rule, image_column, caption_column, product_id_column, known, keep_duplicates)
+    counts = _count(layout)
+    left_out = counts.pop(None, 0)
+    if not counts:
         raise ValueError(
-            f"none of the images in {table.path} has a split; expected the names of the column {image_column!r} in the "
-            "split file exactly as in the labels"
+            f"{table.path}: no image has a split; expected images named in the split file exactly as in the "
+            f"column {image_column!r} of the labels"
         )
+    sizes = {name: counts[name] for name in SPLITS}
+    return FolderDataset(source, tuple(attributes), content, sizes, left_out, _layout=layout)
 
-    def read(wanted: str, dataset: FolderDataset) -> Iterator[dict[str, Any]]:
-        for place, cells in table.rows():
-            if cells is None or cells[image_column] is None:
-                # Such a row has no split; it is counted with the first one.
-                if wanted == SPLITS[0]:
-                    dataset.bad_rows.add("malformed" if cells is None else "missing", place)
-                continue
-            if rule(cells) != wanted:
-                continue
-            unknown = [name for name, values in known.items() if cells[name] is not None and cells[name] not in values]
-            if unknown:
-                dataset.bad_rows.add("unknown_value", f"{place}: {unknown[0]} is {cells[unknown[0]]!r}")
-                continue
-            image = _read_image(source, cells[image_column], dataset.bad_rows)
-            if image is None:
-                continue
-            if not keep_duplicates and _is_copy(image["bytes"], place, dataset):
-                dataset.duplicates[wanted] += 1
-                continue
-            yield {
-                "image": image,
-                "attributes": {name: cells[name] for name in attributes},
-                "caption": cells[caption_column] if caption_column else None,
-                "product_id": cells[product_id_column] if product_id_column else None,
-            }
 
-    return FolderDataset(
-        source, tuple(attributes), content, {name: counts[name] for name in SPLITS}, left_out, _read=read
-    )
+def _count(layout: _Layout) -> Counter[str | None]:
+    """Rows a split (None: not named); refuses a path that leaves the folder before anything is written."""
+    counts: Counter[str | None] = Counter()
+    for _, cells in layout.table.rows():
+        if cells is not None and cells[layout.image_column] is not None:
+            image_path(cells[layout.image_column])
+            counts[layout.split_of(cells)] += 1
+    return counts
 
 
 def image_path(listed: str) -> PurePosixPath:
@@ -166,7 +190,7 @@ def split_by_hash(key: str) -> str:
         if place < percent:
             return name
         place -= percent
-    raise AssertionError("SPLIT_PERCENT does not add up to 100")
+    raise RuntimeError(f"SPLIT_PERCENT {SPLIT_PERCENT} does not add up to 100")
 
 
 def _read_image(source: Path, listed: str, bad_rows: BadRows) -> dict[str, Any] | None:
@@ -184,17 +208,13 @@ def _read_image(source: Path, listed: str, bad_rows: BadRows) -> dict[str, Any] 
     return None
 
 
-def _is_copy(data: bytes, place: str, dataset: FolderDataset) -> bool:
-    return dataset._keepers.setdefault(hashlib.blake2b(data, digest_size=16).digest(), place) != place
-
-
 def _split_rule(
     source: Path, table: LabelFile, split: str | os.PathLike | None, image_column: str, product_id_column: str | None
 ) -> tuple[SplitRule, str | None]:
     """How a row gets its split, and the label column that says it, if one does."""
-    path = source / "split.csv" if split is None else Path(split)
-    if split is not None and not path.is_file() and (source / path).is_file():
-        path = source / path
+    path = source / ("split.csv" if split is None else split)
+    if split is not None and not path.is_file():
+        path = Path(split)
     if path.is_file():
         assigned = _read_split(path)
         return lambda cells: assigned.get(str(image_path(cells[image_column]))), None

@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the bytes of an image file to an RGB picture, or to the reason why there is none."""
 
 import io
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ CAUSES = ("missing", "truncated", "oversized", "too_small", "unreadable")
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 # Only formats that are pictures all through: Pillow would also start Ghostscript on an EPS file, for instance.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSES = {
@@ -30,7 +32,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 
 
-class BadImage(ValueError):
+class BadImage(ValueError):  # noqa: N818 - says what it is, as the counter's `BadRows` does
     """An image that cannot be used. `cause` is one of `CAUSES`."""
 
     def __init__(self, cause: str, message: str):
@@ -124,7 +126,7 @@ def decode_image(
         return _decode(lambda: source, "PIL image", b"", max_pixels, min_side)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _decode(lambda: Image.open(io.BytesIO(data), formats=FORMATS), "image", data, max_pixels, min_side)
+        return _decode(lambda: _open(data), "image", data, max_pixels, min_side)
     if isinstance(source, str | os.PathLike):
         try:
             data = Path(source).read_bytes()
@@ -132,11 +134,21 @@ def decode_image(
             raise BadImage("missing", f"{source}: no such image file") from None
         except OSError as error:
             raise BadImage("unreadable", f"{source}: {error.strerror or error}") from error
-        return _decode(lambda: Image.open(io.BytesIO(data), formats=FORMATS), str(source), data, max_pixels, min_side)
+        return _decode(lambda: _open(data), str(source), data, max_pixels, min_side)
     raise TypeError(
         f"an image of type {type(source).__name__} is given; expected the bytes or the path of a file, "
         "a dict with 'bytes' and 'path', or a PIL image"
     )
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_known_formats())
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()  # Pillow loads its rarer readers late, and stumbles over a format that it was built without
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _decode(

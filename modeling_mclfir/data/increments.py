@@ -1,19 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
 """Increments: what is new (attributes, values of a known attribute, a domain) and which rows it is learned from."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_KEYS = ("name", "attributes", "attribute", "values", "where", "description")
+from .increment_entries import Increment, check_sequence, parse_entry
+
 DEFAULT_KEY = "attributes"
 
 
@@ -25,56 +24,6 @@ class LabelColumns(Protocol):
     def __len__(self) -> int: ...
     def labels(self, attribute: str) -> np.ndarray: ...  # noqa: D102
     def values(self, attribute: str) -> tuple[str, ...]: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Increment:
-    """One step of the sequence.
-
-    Attributes:
-        name: letters, digits, "_" and "-".
-        attributes: what is learned; empty for a domain (text-image retrieval).
-        where: attribute → values: a row belongs to the increment when it has one of the values, for every entry.
-        where_not: attribute → values: a row with one of the values does not belong to it (a null does).
-        values: for new values of a known attribute: only these, where given.
-        new_values: whether `attributes` holds one attribute of which new values are learned.
-    """
-
-    name: str
-    attributes: tuple[str, ...] = ()
-    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    where_not: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    values: tuple[str, ...] | None = None
-    new_values: bool = False
-
-    def conditions(self) -> dict[str, tuple[str, ...]]:
-        """`where`, with the listed `values` of the attribute as one more condition."""
-        conditions = dict(self.where)
-        if self.values is not None:
-            known = conditions.get(self.attributes[0])
-            conditions[self.attributes[0]] = tuple(v for v in self.values if known is None or v in known)
-        return conditions
-
-    def matches(self, row_attributes: Mapping[str, str | None]) -> bool:
-        """Whether a row with these labels belongs to the increment."""
-        if any(row_attributes.get(name) not in values for name, values in self.conditions().items()):
-            return False
-        return all(row_attributes.get(name) not in values for name, values in self.where_not.items())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry as it stands in increments.json."""
-        entry: dict[str, Any] = {"name": self.name}
-        if self.new_values:
-            entry["attribute"] = self.attributes[0]
-        elif self.attributes:
-            entry["attributes"] = list(self.attributes)
-        if self.values is not None:
-            entry["values"] = list(self.values)
-        where = {name: list(values) for name, values in self.where.items()}
-        where.update({f"{name}_not": list(values) for name, values in self.where_not.items()})
-        if where:
-            entry["where"] = where
-        return entry
 
 
 def read_increments_json(source: str | os.PathLike | Sequence | Mapping) -> Any:
@@ -123,8 +72,8 @@ def load_increments(
     where = str(source) if isinstance(source, str | os.PathLike) else "increments"
     entries = _choose(read_increments_json(source), key, where)
     known = None if known_attributes is None else tuple(known_attributes)
-    increments = [_parse(entry, f"{where}, entry {i + 1}", known) for i, entry in enumerate(entries)]
-    _check_sequence(increments, where)
+    increments = [parse_entry(entry, f"{where}, entry {i + 1}", known) for i, entry in enumerate(entries)]
+    check_sequence(increments, where)
     return increments
 
 
@@ -176,7 +125,7 @@ def check_increments(
         if not len(rows):
             wanted = increment.to_dict().get("where", increment.to_dict().get("values", "every row"))
             raise ValueError(
-                f"increment {increment.name!r} has no rows in split {split!r} (of {len(table)} rows; it takes {wanted}). "
+                f"increment {increment.name!r} has no rows in split {split!r} ({wanted}, of {len(table)} rows). "
                 "Mend its 'where' in increments.json, or leave the increment out."
             )
         for attribute in increment.attributes:
@@ -227,73 +176,3 @@ def _choose(content: Any, key: str | None, where: str) -> list:
     if not isinstance(content, list) or not content:
         raise ValueError(f"{where}: expected a non-empty list of increments, given {content!r:.80}")
     return content
-
-
-def _parse(entry: Any, where: str, known: tuple[str, ...] | None) -> Increment:
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where}: expected an object with 'name' and 'attributes', given {entry!r:.80}")
-    extra = sorted(set(entry) - set(_KEYS))
-    if extra:
-        raise ValueError(f"{where} has unknown keys {', '.join(extra)}; expected some of: {', '.join(_KEYS)}")
-    name = entry.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{where}: name {name!r}; expected letters, digits, '_' and '-' only (it names a folder)")
-    where = f"{where} ({name!r})"
-    if "attribute" in entry and "attributes" in entry:
-        raise ValueError(f"{where} has both 'attribute' and 'attributes'; expected 'attributes' for new attributes, "
-                         "or 'attribute' for new values of a known one")  # fmt: skip
-    new_values = "attribute" in entry
-    attributes = _strings(entry.get("attribute", entry.get("attributes", [])), f"{where}: attributes")
-    values = _strings(entry["values"], f"{where}: values") if "values" in entry else None
-    if values is not None and not new_values:
-        raise ValueError(f"{where} has 'values' without 'attribute'; expected the name of the attribute they belong to")
-    if len(set(attributes)) < len(attributes):
-        raise ValueError(f"{where} lists an attribute twice: {', '.join(attributes)}")
-    conditions, negations = _parse_where(entry.get("where", {}), where, known)
-    if not attributes and not conditions and not negations:
-        raise ValueError(f"{where} has neither attributes nor 'where'; expected what it is to learn")
-    _check_known(attributes, known, where)
-    return Increment(name, attributes, conditions, negations, values, new_values)
-
-
-def _parse_where(given: Any, where: str, known: tuple[str, ...] | None) -> tuple[dict, dict]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: 'where' is {given!r:.80}; expected an object, attribute → list of values")
-    conditions, negations = {}, {}
-    for column, values in given.items():
-        # A column whose own name ends in "_not" is taken by its name.
-        negated = column.endswith("_not") and not (known and column in known)
-        name = column.removesuffix("_not") if negated else column
-        _check_known((name,), known, f"{where}: 'where'")
-        (negations if negated else conditions)[name] = _strings(values, f"{where}: where {column!r}")
-    return conditions, negations
-
-
-def _strings(given: Any, where: str) -> tuple[str, ...]:
-    values = [given] if isinstance(given, str) else given
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) and value for value in values):
-        raise ValueError(f"{where} is {given!r:.80}; expected a list of non-empty strings")
-    return tuple(values)
-
-
-def _check_known(names: Iterable[str], known: tuple[str, ...] | None, where: str) -> None:
-    unknown = [name for name in names if known is not None and name not in known]
-    if unknown:
-        raise ValueError(f"{where}: unknown attribute {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
-
-
-def _check_sequence(increments: Sequence[Increment], where: str) -> None:
-    names = [increment.name for increment in increments]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{where}: increments of the same name: {', '.join(twice)}; expected each name once")
-    owner: dict[str, str] = {}
-    for increment in increments:
-        for attribute in () if increment.new_values else increment.attributes:
-            if attribute in owner:
-                raise ValueError(
-                    f"{where}: attribute {attribute!r} is in increments {owner[attribute]!r} and {increment.name!r}; "
-                    "expected it in one only (new values of a known attribute: "
-                    f'{{"name": …, "attribute": "{attribute}", "where": …}})'
-                )
-            owner[attribute] = increment.name

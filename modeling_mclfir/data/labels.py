@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a file of labels (CSV or Parquet) row by row, whatever program wrote it."""
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def find_labels(source: Path, labels: str | Path | None = None) -> LabelFile:
 
     Args:
         source: the folder.
-        labels: a path, as it is or inside `source`.
+        labels: a path, inside `source` or as it is.
 
     Raises:
         FileNotFoundError: the folder or the file is not there.
@@ -50,7 +51,7 @@ def find_labels(source: Path, labels: str | Path | None = None) -> LabelFile:
     """
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such folder; expected one with images and {' or '.join(LABEL_FILES)}")
-    candidates = [source / name for name in LABEL_FILES] if labels is None else [Path(labels), source / labels]
+    candidates = [source / name for name in LABEL_FILES] if labels is None else [source / labels, Path(labels)]
     for path in candidates:
         if path.is_file():
             return open_labels(path)

@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one row schema of all data sets: image; attribute → value or null; caption; product id."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,17 @@ def check_data_dir(data_dir: Path) -> None:
     if not any(data_dir.glob("data/*.parquet")):
         raise FileNotFoundError(
             f"{data_dir}: no prepared data set; expected a folder with data/*.parquet and increments.json. "
+            + _HOW_TO_MEND
+        )
+
+
+def check_splits(names: Iterable[str], where: str) -> None:
+    """Raises ValueError where a loaded data set has a split of another name,."""
+    names = list(names)
+    unknown = [name for name in names if name not in SPLITS]
+    if unknown:
+        raise ValueError(
+            f"{where} has the splits {', '.join(names)}; expected {', '.join(SPLITS)} and not {', '.join(unknown)}. "
             + _HOW_TO_MEND
         )
 

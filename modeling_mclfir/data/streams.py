@@ -1,8 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams: the rows of a prepared data set read on from disk, shuffled, shared out over ranks and resumed exactly."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,14 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modeling_mclfir.data.images import BadImage, BadRows, decode_image
-from modeling_mclfir.data.schema import attribute_names, check_data_dir
+from .images import BadImage, BadRows, decode_image
+from .schema import SPLITS, attribute_names, check_data_dir, check_splits
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 # Without shuffling, rows are still read in blocks: a resumed stream starts at a block.
 _PLAIN_BLOCK = 100
+# From so many row groups a rank, a rank reads only its own; the ranks then differ by one group, 2 % of the rows.
+_MANY_GROUPS = 50
+
+
+# Iterators over files. Those that are still open at the end of a program are closed while Arrow can still do so;
+# left to the interpreter's own tidying, they complain or abort the process.
+_OPEN: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for rows in list(_OPEN):
+        rows.close()
 
 
 class RowStream:
@@ -50,17 +66,23 @@ class RowStream:
         self._restart()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields the rest of the epoch: `image` as `{"bytes", "path"}` (or as a PIL image with `decode`), `attributes`,
-        `caption`, `product_id`. A bad image is skipped and counted."""
+        """Yields the rest of the epoch; a row with a bad image is skipped and counted.
+
+        A row has `image` as `{"bytes", "path"}` (with `decode` a PIL image), `attributes`, `caption`, `product_id`.
+        """
         from datasets.distributed import split_dataset_by_node
 
-        dataset = split_dataset_by_node(self._dataset, rank=self._rank, world_size=self._world_size)
+        # Whole row groups where there are many, and else single rows, which are shared out evenly.
+        many = self._dataset.num_shards >= _MANY_GROUPS * self._world_size
+        strategy = "shards" if many else "examples"
+        dataset = split_dataset_by_node(self._dataset, self._rank, self._world_size, strategy=strategy)
         if self._shuffle_buffer:
             # An epoch number above 0 shuffles the row groups, and is all that the order depends on.
             dataset.set_epoch(int(np.random.default_rng([self._seed, self.epoch]).integers(1, 2**31)))
         if self._source is not None:
             dataset.load_state_dict(self._source)
         rows = iter(dataset)
+        _OPEN.add(rows)
         try:
             while block := list(islice(rows, self._shuffle_buffer or _PLAIN_BLOCK)):
                 for index in self._order(len(block))[self._offset :]:
@@ -71,7 +93,7 @@ class RowStream:
                 self._source = dataset.state_dict()
                 self._block, self._offset = self._block + 1, 0
         finally:
-            rows.close()  # stops the readers of Arrow, which must not outlive the interpreter
+            rows.close()
         self.set_epoch(self.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,12 +179,12 @@ def open_stream(
     if shuffle_buffer < 0 or seed < 0:
         raise ValueError(f"shuffle_buffer is {shuffle_buffer} and seed {seed}; expected 0 or more")
     check_data_dir(Path(data_dir))
-    splits = load_dataset(str(data_dir), streaming=True)
-    if split not in splits:
-        raise ValueError(f"{data_dir} has no split {split!r}; it has: {', '.join(splits)}")
-    # Row groups as the unit of shuffling and of sharing out: a data set of one file is shuffled as well.
-    dataset = splits[split].reshard()
+    splits = load_dataset(str(Path(data_dir).resolve()), streaming=True)
+    check_splits(splits, str(data_dir))
+    if split not in SPLITS:
+        raise ValueError(f"{data_dir} has no split {split!r}; expected one of {', '.join(SPLITS)}")
+    # A split without rows has no file. Row groups are the unit of shuffling and of sharing out, so that a data set of
+    # one file is shuffled as well.
+    dataset = splits[split].reshard() if split in splits else next(iter(splits.values())).take(0)
     attribute_names(dataset.features, str(data_dir))
-    return RowStream(
-        dataset.cast_column("image", Image(decode=False)), rank, world_size, shuffle_buffer, seed, decode
-    )
+    return RowStream(dataset.cast_column("image", Image(decode=False)), rank, world_size, shuffle_buffer, seed, decode)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables: the labels of a prepared data set in memory, its image bytes memory-mapped by Arrow."""
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modeling_mclfir.data.images import BadImage, BadRows, decode_image
-from modeling_mclfir.data.schema import SPLITS, attribute_names, check_data_dir
+from .images import BadImage, BadRows, decode_image
+from .schema import SPLITS, attribute_names, check_data_dir, check_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -142,16 +143,12 @@ def load_tables(data_dir: str | os.PathLike) -> dict[str, ImageTable]:
             f"{data_dir}: split {odd[0]!r} has the attributes {', '.join(attributes[odd[0]])}; "
             f"expected those of the other splits: {', '.join(names)}"
         )
-    columns = {
-        split: {name: _dictionary(part, name) for name in names} for split, part in dataset.items()
-    }
+    columns = {split: {name: _dictionary(part, name) for name in names} for split, part in dataset.items()}
     vocabulary = {
         name: tuple(sorted({value for split in columns for value in columns[split][name][1]})) for name in names
     }
     return {
-        split: ImageTable(
-            split, part, np.arange(len(part)), _codes(columns[split], vocabulary), vocabulary
-        )
+        split: ImageTable(split, part, np.arange(len(part)), _codes(columns[split], vocabulary), vocabulary)
         for split, part in dataset.items()
     }
 
@@ -191,13 +188,11 @@ def _load(data_dir: Path) -> DatasetDict:
     from datasets import Image, load_dataset
 
     check_data_dir(data_dir)
-    dataset = load_dataset(str(data_dir))
-    missing = [split for split in SPLITS if split not in dataset]
-    if missing:
-        raise ValueError(
-            f"{data_dir} has the splits {', '.join(dataset)}; expected {', '.join(SPLITS)} (missing: "
-            f"{', '.join(missing)}). Prepare it again with one of the data_scripts."
-        )
+    dataset = load_dataset(str(data_dir.resolve()))  # a bare name such as "parquet" would be taken for a format
+    check_splits(dataset, str(data_dir))
+    for split in SPLITS:
+        if split not in dataset:  # a split without rows has no file
+            dataset[split] = next(iter(dataset.values())).select(range(0))
     for split, part in dataset.items():
         if isinstance(part.features.get("image"), Image):
             dataset[split] = part.cast_column("image", Image(decode=False))

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.augmentation import Augmentation
 from ..data.collators import DoubletPlan, local_slice
+from ..data.increments import Increment, select_rows
 from ..data.table import ImageTable
 from .feature_cache import load_pixels
 
@@ -17,9 +18,9 @@ class IncrementBatches(Dataset):
     Item `step` is this process's slice of the global batch of that step.
 
     Args:
-        table: training rows of the increment.
-        attributes: its attributes, in the order of the model's heads.
-        plan: which rows meet.
+        table: all training rows.
+        increment: what is learned; rows outside it never come up, values outside it count as no label.
+        plan_seed, batch_size, value_balance: see `DoubletPlan`.
         views: cached features of each view, or None: images are decoded and augmented for every batch.
         num_views: how many views there are (cached), or how many to draw from (images).
         teacher: whether a second view of each row is wanted.
@@ -28,21 +29,27 @@ class IncrementBatches(Dataset):
     def __init__(
         self,
         table: ImageTable,
-        attributes: list[str],
-        plan: DoubletPlan,
+        increment: Increment,
         views: list[np.ndarray] | None,
         num_views: int,
         processor,
         augmentation: Augmentation,
         accelerator: Accelerator,
+        *,
+        plan_seed: tuple[int, ...],
+        batch_size: int,
+        value_balance: float = 1.0,
         teacher: bool = False,
     ):
-        self.table, self.plan, self.views, self.num_views = table, plan, views, num_views
+        self.table, self.views, self.num_views = table, views, num_views
         self.processor, self.augmentation, self.accelerator = processor, augmentation, accelerator
         self.teacher = teacher
-        self.labels = torch.from_numpy(np.stack([table.labels(name) for name in attributes], axis=1))  # (N, A)
+        labels = increment_labels(table, increment)
+        self.num_rows = int((np.stack(list(labels.values())) >= 0).any(axis=0).sum())
+        self.plan = DoubletPlan(labels, table.image_ids, batch_size, plan_seed, value_balance)
+        self.labels = torch.from_numpy(np.stack(list(labels.values()), axis=1))  # (N, A)
         self.image_ids = torch.from_numpy(table.image_ids)
-        self.local = local_slice(plan.batch_size, accelerator.process_index, accelerator.num_processes)
+        self.local = local_slice(batch_size, accelerator.process_index, accelerator.num_processes)
 
     def __getitem__(self, step: int) -> dict:
         rows = self.plan.rows(step)[self.local]
@@ -67,6 +74,13 @@ class IncrementBatches(Dataset):
             return {"pixel_values": pixels}
         features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
         return {"shared_features": torch.from_numpy(features)}
+
+
+def increment_labels(table: ImageTable, increment: Increment) -> dict[str, np.ndarray]:
+    """The increment's labels, attribute → (N,), -1 for rows that lie outside it."""
+    inside = np.zeros(len(table), dtype=bool)
+    inside[select_rows(increment, table)] = True
+    return {name: np.where(inside, table.labels(name), -1) for name in increment.attributes}
 
 
 def batch_loader(batches: IncrementBatches, first_step: int, last_step: int, num_workers: int) -> DataLoader:

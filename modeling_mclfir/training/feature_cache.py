@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..data.augmentation import Augmentation, view_generator
 from ..data.table import ImageTable
+from .fingerprint import shared_fingerprint
 
 logger = get_logger(__name__)
 _CHUNK = 32
@@ -103,7 +104,6 @@ class FeatureCache:
             "processor": processor.to_dict(),
             "view": [view, seed, repr(augmentation)] if view else 0,
             "dtype": dtype,
-            "first_adapted": model.mclfir.first_adapted,
         }
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         digest.update(np.ascontiguousarray(table.image_ids).tobytes())
@@ -127,16 +127,3 @@ def _loader(table: ImageTable, processor, augmentation: Augmentation, seed: int)
         return processor(image, return_tensors="pt")["pixel_values"][0]
 
     return load
-
-
-def shared_fingerprint(model) -> str:
-    """Hash of the weights below the first adapted unit."""
-    units = model.mclfir.units
-    digest = hashlib.sha256(json.dumps(model.config.vision_config.to_dict(), sort_keys=True, default=str).encode())
-    if not units.opaque:
-        prefixes = tuple(f"{name}." for unit in units.names[: model.mclfir.first_adapted] for name in unit)
-        for name, tensor in sorted(model.mclfir.trunk.state_dict().items()):
-            if name.startswith(prefixes):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of train_mclfir.py: flags, or one YAML recipe that flags override."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..continual import METHODS
+
+DEFAULT_RECIPE = "atelier"
+_ABOUT = "Learn increments of attributes, one after the other, without forgetting. Without flags: the drawn data set."
+_MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+
+
+@dataclass
+class ModelArguments:
+    """The trunk, its adapters and heads; see `MclfirConfig`."""
+
+    trunk: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a vision model (in a recipe also its configuration)"}
+    )
+    pretrained: bool = field(default=True, metadata={"help": "take the trunk's weights (False: draw them)"})
+    image_height: int = field(default=224, metadata={"help": "pixels"})
+    image_width: int = field(default=224, metadata={"help": "pixels"})
+    adapter_policy: str = field(default="per_increment", metadata={"help": "per_increment, shared or frozen"})
+    base_training: str = field(default="none", metadata={"help": "none, or first_increment: the trunk learns there"})
+    num_adapted_blocks: int | None = field(default=None, metadata={"help": "last blocks with adapters; default: 1/4"})
+    out_indices: list[int] | None = field(default=None, metadata={"help": "units whose maps the heads fuse"})
+    lora_rank: int = field(default=8, metadata={"help": "rank of the adapters"})
+    lora_alpha: float = field(default=16.0, metadata={"help": "their scale is alpha / rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    embed_dim: int = field(default=128, metadata={"help": "size of an embedding"})
+    head_rank: int = field(default=16, metadata={"help": "rank of an attribute's projection of pooled features"})
+    gate_dim: int = field(default=32, metadata={"help": "hidden size of the channel gate"})
+    use_spatial_attention: bool = field(default=True, metadata={"help": "heads look at the maps"})
+    use_channel_attention: bool = field(default=True, metadata={"help": "heads gate channels"})
+    text_encoder: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a text model: prompts are its embeddings of the names"}
+    )
+
+
+@dataclass
+class DataArguments:
+    """What is learned from, and in which order."""
+
+    dataset: str = field(
+        default="atelier", metadata={"help": "'atelier' (drawn here), a folder of data_scripts, or images + labels.csv"}
+    )
+    increments: str | None = field(default=None, metadata={"help": "JSON file; default: the data set's own"})
+    increments_key: str | None = field(default=None, metadata={"help": "which list, where the file has several"})
+    reverse_increments: bool = field(default=False, metadata={"help": "last increment first"})
+    evaluate_on: str = field(
+        default="query", metadata={"help": "query: query against gallery. val: val against itself, for tuning"}
+    )
+    max_bad_fraction: float = field(default=0.01, metadata={"help": "stop when more rows than this are unusable"})
+    streaming: bool = field(default=False, metadata={"help": "stream the training rows instead of a table"})
+    shuffle_buffer: int = field(default=2048, metadata={"help": "rows a stream chooses its doublets from"})
+    num_views: int = field(default=2, metadata={"help": "views of a training image: itself, its mirror image, crops"})
+    min_crop: float = field(default=0.6, metadata={"help": "smallest share of the area that a crop keeps"})
+    cache_dir: str | None = field(default=None, metadata={"help": "feature cache; default: OUTPUT_DIR/cache"})
+    max_cache_gib: float = field(default=20.0, metadata={"help": "cap of the feature cache; 0 switches it off"})
+    num_workers: int = field(default=0, metadata={"help": "processes that decode images where nothing is cached"})
+
+
+@dataclass
+class RunArguments:
+    """How an increment is learned, and what is kept."""
+
+    output_dir: str = field(default="runs/mclfir", metadata={"help": "checkpoints, report and pictures go here"})
+    method: str = field(default="fine_tuning", metadata={"help": ", ".join(METHODS)})
+    epochs: float = field(default=10.0, metadata={"help": "rows seen an increment, as a multiple of its rows"})
+    first_epochs: float | None = field(default=None, metadata={"help": "epochs of the first increment, if others"})
+    batch_size: int = field(default=128, metadata={"help": "rows of a batch over all processes, even"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches an optimiser step"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, for heads and adapters"})
+    base_learning_rate: float = field(default=1e-3, metadata={"help": "peak, for a trunk that learns"})
+    weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
+    warmup_fraction: float = field(default=0.2, metadata={"help": "share of the steps with a rising rate"})
+    temperature: float = field(default=0.1, metadata={"help": "of InfoNCE"})
+    same_value: str = field(default="positives", metadata={"help": "positives, masked or negatives"})
+    value_balance: float = field(default=1.0, metadata={"help": "1: values drawn uniformly; 0: as they occur"})
+    ema_decay: float = field(default=0.99, metadata={"help": "of the teacher (ema_distillation)"})
+    distillation_weight: float = field(default=1.0, metadata={"help": "weight of its term"})
+    mixed_precision: str = field(default="auto", metadata={"help": "auto (bf16 where a GPU has it), no, bf16, fp16"})
+    eval_batch_size: int = field(default=64, metadata={"help": "images embedded at a time"})
+    save_steps: int = field(default=200, metadata={"help": "steps between saved states; 0: only at increments"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last saved state of OUTPUT_DIR"})
+    seed: int = field(default=0, metadata={"help": "of weights, batches and views"})
+    report_to: str = field(default="tensorboard", metadata={"help": "accelerate's trackers, comma-separated, or none"})
+    plots: bool = field(default=True, metadata={"help": "draw the pictures of the report"})
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"--method must be one of {sorted(METHODS)}; got {self.method!r}.")
+        if self.epochs <= 0 or (self.first_epochs is not None and self.first_epochs <= 0):
+            raise ValueError(f"--epochs must be above 0; got {self.epochs} (first: {self.first_epochs}).")
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(f"--gradient_accumulation_steps must be at least 1; got {self.gradient_accumulation_steps}.")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments, DataArguments, RunArguments]:
+    """
+    Flags, or `--recipe NAME_OR_FILE` (a YAML file of them, or a folder of model_cards), or both: flags win.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: a recipe names a setting that does not exist.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments), description=_ABOUT)
+    parser.add_argument("--recipe", help="YAML file of settings, or the name of a folder of model_cards")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "trunk", "dataset"):
+        first.add_argument(f"--{name}")
+    given, _ = first.parse_known_args(arguments)
+    recipe = given.recipe
+    if recipe is None and given.trunk is None and given.dataset in (None, DEFAULT_RECIPE):
+        recipe = DEFAULT_RECIPE
+    settings = read_recipe(recipe) if recipe else {}
+    known = {action.dest for action in parser._actions} - {"help", "recipe"}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"Recipe {recipe}: unknown settings {unknown}; known are {sorted(known)}.")
+    parser.set_defaults(**settings)
+    return parser.parse_args_into_dataclasses(args=arguments)[:3]
+
+
+def read_recipe(recipe: str) -> dict:
+    """Settings of a YAML file, or of `model_cards/NAME/recipe.yaml`. FileNotFoundError, ValueError as above."""
+    path = Path(recipe)
+    if not path.is_file():
+        path = _MODEL_CARDS / recipe / "recipe.yaml"
+    if not path.is_file():
+        names = sorted(folder.parent.name for folder in _MODEL_CARDS.glob("*/recipe.yaml"))
+        raise FileNotFoundError(f"There is no recipe file {recipe!r} and no model card of that name; cards: {names}.")
+    settings = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"Recipe {path} must hold 'setting: value' lines; got {type(settings).__name__}.")
+    return settings

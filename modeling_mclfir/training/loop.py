@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One increment: its optimiser, its steps, its saved states."""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..continual import ContinualMethod
+from .batches import IncrementBatches, batch_loader, to_device
+from .checkpoint import load_state, read_state, save_state
+from .cost import Cost, count_flops, peak_memory_bytes
+
+_LOSS_EVERY = 10  # steps between looks at the loss: each look waits for the device
+
+
+@dataclass
+class Progress:
+    """What a run has done so far: plain data, saved with every state."""
+
+    cost: Cost = field(default_factory=Cost)
+    cost_per_increment: list[dict] = field(default_factory=list)
+    loss: list[dict] = field(default_factory=list)
+    history: list[list[dict]] = field(default_factory=list)
+    scores: list[list[float | None]] = field(default_factory=list)
+    initial_trunk: dict | None = None
+    zero_shot: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "Progress":
+        """Back from JSON."""
+        return cls(**(content | {"cost": Cost(**content["cost"])}))
+
+
+class IncrementTrainer:
+    """
+    Trains what `model.set_trainable(increment_id)` freed, on batches that know their step.
+
+    Args:
+        args: `RunArguments`.
+        state_folder: where the state inside an increment is saved.
+    """
+
+    def __init__(self, accelerator: Accelerator, args, state_folder: Path):
+        self.accelerator, self.args, self.state_folder = accelerator, args, state_folder
+
+    def num_steps(self, num_rows: int, increment_id: int) -> int:
+        """Optimiser steps of an increment: `epochs` times its rows."""
+        first = increment_id == 0 and self.args.first_epochs is not None
+        epochs = self.args.first_epochs if first else self.args.epochs
+        return max(1, math.ceil(epochs * num_rows / (self.args.batch_size * self.args.gradient_accumulation_steps)))
+
+    def train(
+        self,
+        model,
+        method: ContinualMethod,
+        batches: IncrementBatches,
+        increment_id: int,
+        progress: Progress,
+        extra: Cost,
+        num_workers: int = 0,
+    ) -> None:
+        """Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`."""
+        args, name = self.args, model.config.increments[increment_id]["name"]
+        total = self.num_steps(batches.num_rows, increment_id)
+        optimizer = self._optimizer(model)
+        first, bill, losses = 0, Cost(), []
+        saved = read_state(self.state_folder) if args.resume else None
+        if saved is not None and saved["increment_id"] == increment_id:
+            method.load_state_dict(load_state(self.state_folder, model, optimizer))
+            first, bill, losses = saved["step"], Cost(**saved["cost"]), saved["loss"]
+            if self.accelerator.scaler is not None and saved["scaler"]:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        wrapped, prepared = self.accelerator.prepare(model, optimizer)
+        run = _Steps(self, wrapped, model, method, prepared, increment_id, total)
+        accumulation = args.gradient_accumulation_steps
+        loader = iter(batch_loader(batches, first * accumulation, total * accumulation, num_workers))
+        waiting: list[tuple[int, dict]] = []
+        started, before = time.perf_counter(), bill.seconds
+        bar = tqdm(range(first, total), initial=first, total=total, desc=f"learning {name}", unit="step",
+                   disable=not self.accelerator.is_main_process)  # fmt: skip
+        for step in bar:
+            if bill.flops == 0:
+                parts, flops = count_flops(lambda step=step: run.one(loader, step))
+                per_step = flops * self.accelerator.num_processes
+            else:
+                parts, per_step = run.one(loader, step), bill.flops // step
+            bill.flops += per_step
+            bill.steps += 1
+            bill.samples += args.batch_size * accumulation
+            waiting.append((step, parts))
+            save = args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < total
+            if len(waiting) == _LOSS_EVERY or step + 1 == total or save:
+                losses += self._look(name, waiting, bar, offset=len(progress.loss))
+                waiting = []
+            if save:
+                bill.seconds = before + time.perf_counter() - started
+                self._save(model, prepared, method, increment_id, step + 1, bill, losses)
+        bill.seconds = before + time.perf_counter() - started
+        bill.peak_memory_bytes = peak_memory_bytes(self.accelerator.device)
+        bill.add(extra)
+        progress.loss += losses
+        progress.cost.add(bill)
+        progress.cost_per_increment.append({"increment": name} | bill.to_dict())
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
+    def _optimizer(self, model) -> torch.optim.Optimizer:
+        args = self.args
+        groups = {
+            "trunk": {"lr": args.base_learning_rate, "params": []},
+            "added": {"lr": args.learning_rate, "params": []},
+        }
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                is_trunk = name.startswith("mclfir.trunk.") and ".lora_" not in name
+                groups["trunk" if is_trunk else "added"]["params"].append(parameter)
+        used = [group for group in groups.values() if group["params"]]
+        return torch.optim.AdamW(used, weight_decay=args.weight_decay)
+
+    def _look(self, name: str, waiting: list[tuple[int, dict]], bar, offset: int) -> list[dict]:
+        rows = []
+        for step, parts in waiting:
+            values = {part: float(value) for part, value in parts.items()}
+            bad = [part for part, value in values.items() if not math.isfinite(value)]
+            if bad:
+                raise FloatingPointError(
+                    f"The loss of increment {name!r} is not a number at step {step} ({values}). Lower --learning_rate, or "
+                    "use --mixed_precision no."
+                )
+            rows.append({"increment": name, "step": step} | values)
+            self.accelerator.log({f"{name}/{part}": value for part, value in values.items()}, step=offset + step)
+        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
+        return rows
+
+    def _save(self, model, optimizer, method, increment_id: int, step: int, bill: Cost, losses: list[dict]) -> None:
+        scaler = self.accelerator.scaler
+        if self.accelerator.is_main_process:
+            state = {
+                "increment_id": increment_id,
+                "step": step,
+                "cost": bill.to_dict(),
+                "loss": losses,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            save_state(self.state_folder, model, optimizer.optimizer, method.state_dict(), state)
+        self.accelerator.wait_for_everyone()
+
+
+class _Steps:
+    """One optimiser step at a time, over its accumulated batches."""
+
+    def __init__(self, trainer: IncrementTrainer, wrapped, model, method, optimizer, increment_id: int, total: int):
+        self.accelerator, self.args = trainer.accelerator, trainer.args
+        self.wrapped, self.model, self.method = wrapped, model, method
+        self.optimizer, self.increment_id, self.total = optimizer, increment_id, total
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.dtype = next(model.parameters()).dtype
+
+    def one(self, loader, step: int) -> dict[str, torch.Tensor]:
+        """Parts of the loss of one step, as the mean over its batches."""
+        # Whatever is drawn in a step (dropout) depends on the step alone, so a resumed run draws the same.
+        seed = np.random.SeedSequence((self.args.seed, self.increment_id, step)).generate_state(1)
+        torch.manual_seed(int(seed[0]))
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * _rate(step, self.total, self.args.warmup_fraction)
+        self.wrapped.train()
+        accumulation, sums = self.args.gradient_accumulation_steps, {}
+        for turn in range(accumulation):
+            batch = to_device(next(loader), self.accelerator.device, self.dtype)
+            for inputs in ("inputs", "teacher_inputs"):
+                if inputs in batch:
+                    batch[inputs]["increment_id"] = self.increment_id
+            if turn + 1 < accumulation:
+                with self.accelerator.no_sync(self.wrapped):
+                    parts = self._backward(batch)
+            else:
+                parts = self._backward(batch)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / accumulation
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.method.after_step(self.model)
+        # The loss for the gradients is scaled by the number of processes; what is told is the loss itself.
+        return sums | {"loss": sums["loss"] / self.accelerator.num_processes}
+
+    def _backward(self, batch: dict) -> dict[str, torch.Tensor]:
+        with self.accelerator.autocast():
+            parts = self.method.compute_loss(self.wrapped, batch)
+        self.accelerator.backward(parts["loss"] / self.args.gradient_accumulation_steps)
+        return parts
+
+
+def _rate(step: int, total: int, warmup_fraction: float) -> float:
+    """Linear rise, then half a cosine down: the shape of the one-cycle policy (arXiv:1708.07120)."""
+    warmup = max(1, round(total * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a user names to checked tables and increments, before any training starts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from ..data.atelier import ATTRIBUTES, INCREMENTS, SPLIT_SIZES, generate_split
+from ..data.folder import read_folder
+from ..data.images import BadRows
+from ..data.increments import Increment, check_increments, load_increments, reverse_increments
+from ..data.prepare import write_dataset
+from ..data.schema import SPLITS
+from ..data.table import ImageTable, check_images, load_tables
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class TrainingData:
+    """
+    Tables of all splits and the increments to learn.
+
+    Args:
+        name: what the user named.
+        folder: the prepared data set.
+        tables: split → table, bad images left out.
+        increments: in the order of learning.
+        bad_rows: what was left out, by cause.
+    """
+
+    name: str
+    folder: Path
+    tables: dict[str, ImageTable]
+    increments: list[Increment]
+    bad_rows: BadRows = field(default_factory=BadRows)
+
+    def describe(self, evaluate_on: str) -> dict:
+        """For the report."""
+        return {
+            "name": self.name,
+            "splits": {split: len(table) for split, table in self.tables.items()},
+            "bad_rows": dict(self.bad_rows.counts),
+            "evaluate_on": evaluate_on,
+        }
+
+
+def open_data(args, output_dir: Path, seed: int, accelerator: Accelerator) -> TrainingData:
+    """
+    Open (or draw, or prepare) the data set that `DataArguments` name and check that every increment can be learned.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: too many bad images; an increment without rows; an attribute that is unknown or has one value.
+    """
+    bad_rows = BadRows()
+    # One process prepares, the others find it prepared.
+    with accelerator.main_process_first():
+        folder = _prepared_folder(args, Path(output_dir), seed, bad_rows)
+        tables = load_tables(folder)
+    splits = ("train", "query", "gallery") if args.evaluate_on == "query" else ("train", "val")
+    total = sum(len(tables[split]) for split in splits) + bad_rows.total
+    for split in splits:
+        bad = check_images(tables[split], bad_rows, progress=accelerator.is_main_process)
+        tables[split] = tables[split].drop(bad) if bad else tables[split]
+    bad_rows.check(total, args.max_bad_fraction)
+    if bad_rows.total:
+        logger.warning(f"rows left out: {bad_rows.summary()}")
+    source = args.increments if args.increments is not None else folder / "increments.json"
+    increments = load_increments(source, tables["train"].attributes, key=args.increments_key)
+    increments = reverse_increments(increments) if args.reverse_increments else increments
+    domains = [increment.name for increment in increments if not increment.attributes]
+    if domains:
+        raise ValueError(
+            f"increments {domains} name no attributes: they are domains, for text-image retrieval. Choose another list "
+            "with --increments_key."
+        )
+    check_increments(increments, tables["train"], split="train")
+    for split in splits[1:]:
+        check_increments(increments, tables[split], split=split, min_values=1)
+    return TrainingData(args.dataset, folder, tables, increments, bad_rows)
+
+
+def _prepared_folder(args, output_dir: Path, seed: int, bad_rows: BadRows) -> Path:
+    if args.dataset == "atelier":
+        return _draw_atelier(output_dir / "data", seed)
+    source = Path(args.dataset)
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"--dataset {args.dataset}: no such folder. Name 'atelier', a folder written by data_scripts, or a folder of "
+            "images with a labels.csv or labels.parquet."
+        )
+    if (source / "data").is_dir() or any(source.glob("*.parquet")) and not (source / "labels.parquet").exists():
+        return source
+    return _prepare_folder(source, output_dir / "data", args.max_bad_fraction, bad_rows)
+
+
+def _draw_atelier(target: Path, seed: int) -> Path:
+    if not (target / "README.md").exists():
+        logger.info(f"drawing the atelier data set, seed {seed}, into {target}")
+        write_dataset(
+            target,
+            {split: generate_split(split, seed=seed) for split in SPLITS},
+            tuple(ATTRIBUTES),
+            INCREMENTS,
+            name="Atelier",
+            licence="apache-2.0",
+            description=f"Garments drawn by mclfir, seed {seed}.",
+            num_rows=SPLIT_SIZES,
+            check_images=False,  # drawn a moment ago
+        )
+    return target
+
+
+def _prepare_folder(source: Path, target: Path, max_bad_fraction: float, bad_rows: BadRows) -> Path:
+    if not (target / "README.md").exists():
+        dataset = read_folder(source)
+        write_dataset(
+            target,
+            dataset.splits,
+            dataset.attributes,
+            dataset.increments,
+            name=source.name,
+            licence="unknown",
+            num_rows=dataset.counts,
+            max_bad_fraction=max_bad_fraction,
+            bad_rows=bad_rows,
+        )
+    return target

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: its model, its progress, its settings; fresh, or taken up where it was stopped."""
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+
+import modeling_mclfir
+
+from ..data.augmentation import Augmentation
+from ..data.table import ImageTable
+from ..evaluation import mean_score, summarise
+from ..metrics import backward_transfer, forgetting, forward_transfer
+from ..modeling_mclfir import MclfirForImageRetrieval
+from ..processing_mclfir import MclfirImageProcessor
+from .checkpoint import STATE_FILE, increment_folder, load_increment, recover
+from .cost import Cost, count_flops
+from .feature_cache import FeatureCache
+from .loop import Progress
+from .prompts import PromptEncoder
+
+logger = get_logger(__name__)
+# These may differ between a run and its resumption: they change nothing that is learned.
+_FREE = {"resume", "save_steps", "report_to", "plots", "output_dir", "cache_dir", "max_cache_gib", "num_workers"}
+_MODEL_SETTINGS = (
+    "adapter_policy", "base_training", "num_adapted_blocks", "out_indices", "lora_rank", "lora_alpha", "lora_dropout",
+    "embed_dim", "head_rank", "gate_dim", "use_spatial_attention", "use_channel_attention",
+)  # fmt: skip
+
+
+def start_accelerator(args) -> Accelerator:
+    """accelerate, with the precision that `--mixed_precision` names and the trackers of `--report_to`."""
+    precision = args.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    trackers = [] if args.report_to in ("", "none") else args.report_to.split(",")
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir)
+    set_seed(args.seed)
+    return accelerator
+
+
+class Run:
+    """
+    What the main script carries from increment to increment.
+
+    Args:
+        settings: all arguments, for the report and for checking a resumption.
+        num_finished: increments that are learned and saved.
+    """
+
+    def __init__(self, model_args, data_args, args, accelerator: Accelerator):
+        self.model_args, self.data_args, self.args, self.accelerator = model_args, data_args, args, accelerator
+        self.settings = asdict(model_args) | asdict(data_args) | asdict(args)
+        self.output_dir = Path(args.output_dir)
+        self.progress, self.num_finished = Progress(), 0
+        self.augmentation = Augmentation(min_crop=data_args.min_crop)
+        self.cache = None
+        if data_args.max_cache_gib > 0:
+            folder = Path(data_args.cache_dir) if data_args.cache_dir else self.output_dir / "cache"
+            self.cache = FeatureCache(folder, int(data_args.max_cache_gib * 2**30))
+        self.prompts = PromptEncoder(model_args.text_encoder) if model_args.text_encoder else None
+        self.model: MclfirForImageRetrieval
+        self.processor: MclfirImageProcessor
+
+    def start_fresh(self) -> None:
+        """A new model on the named trunk."""
+        arguments = self.model_args
+        settings = {name: getattr(arguments, name) for name in _MODEL_SETTINGS}
+        if self.prompts is not None:
+            settings |= {"prompt_type": "text", "prompt_dim": self.prompts.dim}
+        if arguments.trunk is None:
+            raise ValueError("Name a trunk: --trunk ID_OR_FOLDER, or a --recipe that has one.")
+        self.model = MclfirForImageRetrieval.from_trunk(arguments.trunk, pretrained=arguments.pretrained, **settings)
+        trunk_id = arguments.trunk if isinstance(arguments.trunk, str) else None
+        self.processor = MclfirImageProcessor.for_trunk(trunk_id, arguments.image_height, arguments.image_width)
+
+    def take_up(self, folder: Path) -> None:
+        """The model and the progress of a checkpoint. ValueError where the settings are not those of the run."""
+        self.model, state, _ = load_increment(folder)
+        self.processor = MclfirImageProcessor.from_pretrained(folder)
+        self.progress, self.num_finished = Progress.from_dict(state["progress"]), state["num_finished"]
+        before = json.loads(json.dumps(state["settings"]))
+        now = json.loads(json.dumps(self.settings))
+        other = {key: (before.get(key), now[key]) for key in now if key not in _FREE and before.get(key) != now[key]}
+        if other:
+            listed = ", ".join(f"{key}: {old!r} before, {new!r} now" for key, (old, new) in other.items())
+            raise ValueError(f"--resume needs the settings the run was started with; different are {listed}.")
+
+    def begin_increment(self, increment_id: int, increment) -> None:
+        """New heads and adapter, drawn from a seed of their own, and everything else frozen."""
+        set_seed(int(np.random.SeedSequence((self.args.seed, increment_id)).generate_state(1)[0]))
+        prompts = self.prompts.encode(list(increment.attributes)) if self.prompts is not None else None
+        self.model.add_increment(increment.name, list(increment.attributes), prompts, new_values=increment.new_values)
+        names = self.model.set_trainable(increment_id)
+        count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        logger.info(f"increment {increment.name}: {count:,} parameters learn, in {len(names)} tensors")
+
+    def cached_views(self, table: ImageTable) -> tuple[list[np.ndarray] | None, Cost]:
+        """Cached features of all views of the training rows and the bill of filling; None where they can't be kept."""
+        if self.cache is None or self.model.mclfir.trunk_trains or self.model.mclfir.units.opaque:
+            return None, Cost()
+        views, filled = [], self.cache.num_filled
+        for view in range(self.data_args.num_views):
+            features = self.cache.open(
+                self.model, self.processor, table, view, self.accelerator,
+                augmentation=self.augmentation, seed=self.args.seed,
+            )  # fmt: skip
+            if features is None:
+                return None, Cost()
+            views.append(features)
+        return views, Cost(flops=(self.cache.num_filled - filled) * self._flops_of_shared_part())
+
+    def _flops_of_shared_part(self) -> int:
+        size = self.processor.size
+        pixels = torch.zeros(1, 3, size["height"], size["width"], device=self.accelerator.device)
+        with torch.no_grad():
+            return count_flops(lambda: self.model.mclfir.shared_forward(pixels))[1]
+
+    def pooled_rows(self, evaluator, sides, increment) -> list[dict]:
+        """Scores of an increment that is not learned yet, by the trunk's pooled features."""
+        current = len(self.model.heads) - 1
+        adapter_of = current if self.model.config.adapter_policy == "shared" and current >= 0 else None
+        pooled = [evaluator.embed(self.model, side, adapter_of, pooled=True) for side in sides]
+        return evaluator.score(sides, pooled, increment)
+
+    def score_trunk(self, evaluator, sides, increments) -> None:
+        """Score the trunk as it was handed in, by its pooled features, on all that is to come: what must be beaten."""
+        pooled = [evaluator.embed(self.model, side, None, pooled=True) for side in sides]
+        rows = [evaluator.score(sides, pooled, increment) for increment in increments]
+        self.progress.initial_trunk = summarise([row for group in rows for row in group])
+        self.progress.zero_shot = [mean_score(group) for group in rows]
+
+    def close(self) -> None:
+        """End the trackers."""
+        self.accelerator.end_training()
+
+
+def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run:
+    """
+    A run of these arguments: fresh, or with `--resume` from the last checkpoint in OUTPUT_DIR.
+
+    Raises:
+        FileExistsError: OUTPUT_DIR holds a run and `--resume` was not given.
+        ValueError: `--resume` with other settings than the run was started with.
+    """
+    run = Run(model_args, data_args, args, accelerator)
+    folders = [increment_folder(run.output_dir, index) for index in range(len(data.increments))]
+    for folder in [*folders, run.output_dir / "last"]:
+        if accelerator.is_main_process:
+            recover(folder)
+    accelerator.wait_for_everyone()
+    finished = [folder for folder in folders if (folder / STATE_FILE).exists()]
+    if not args.resume and (finished or (run.output_dir / "last" / STATE_FILE).exists()):
+        raise FileExistsError(
+            f"{run.output_dir} holds a run already. Add --resume to go on with it, or choose another --output_dir."
+        )
+    if finished:
+        run.take_up(finished[-1])
+        logger.info(f"going on from {finished[-1]}")
+    else:
+        run.start_fresh()
+    run.model.to(accelerator.device)
+    flat = {key: value for key, value in run.settings.items() if isinstance(value, int | float | str | bool)}
+    accelerator.init_trackers("tracking", config=flat)
+    return run
+
+
+def build_report(run: Run, data, evaluate_on: str) -> dict:
+    """Everything that report.json holds; see README."""
+    progress, config = run.progress, run.model.config
+    rows = progress.history[-1] if progress.history else []
+    learned = len(progress.history)
+    square = [row[:learned] for row in progress.scores]
+    trunk = sum(
+        parameter.numel() for name, parameter in run.model.mclfir.trunk.named_parameters() if ".lora_" not in name
+    )
+    added = run.model.num_added_parameters()
+    per_attribute = sum(added.values()) / max(1, len(config.attributes))
+    return {
+        "increments": [increment.name for increment in data.increments],
+        "scores": progress.scores,
+        "average": summarise(rows) if rows else None,
+        "forgetting": forgetting(square) if square else None,
+        "backward_transfer": backward_transfer(square) if square else None,
+        "forward_transfer": forward_transfer(square, progress.zero_shot[:learned]) if square else None,
+        "initial_trunk": progress.initial_trunk,
+        "cost": progress.cost.to_dict(),
+        "cost_per_increment": progress.cost_per_increment,
+        "attributes": rows,
+        "history": progress.history,
+        "loss": progress.loss,
+        "parameters": {
+            "trunk": trunk,
+            "added": added,
+            "added_per_attribute": per_attribute,
+            "share_of_trunk": per_attribute / trunk,
+        },
+        "data": data.describe(evaluate_on),
+        "arguments": run.settings,
+        "versions": _versions(),
+        "finished": learned == len(data.increments),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "numpy", "pillow")
+    return {
+        "mclfir": modeling_mclfir.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learn increments of attributes, one after the other, without forgetting.
+
+    python train_mclfir.py                                   the drawn data set, from nothing, in a few minutes
+    python train_mclfir.py --recipe NAME --dataset DIR       a recipe of model_cards/ on a prepared data set
+    accelerate launch train_mclfir.py …                      the same on several processes
+"""
+
+import sys
+from pathlib import Path
+
+from modeling_mclfir.continual import METHODS
+from modeling_mclfir.evaluation import Evaluator, mean_score
+from modeling_mclfir.training.arguments import parse_arguments
+from modeling_mclfir.training.batches import IncrementBatches
+from modeling_mclfir.training.checkpoint import increment_folder, save_increment
+from modeling_mclfir.training.examples import attention_examples, retrieval_examples
+from modeling_mclfir.training.loop import IncrementTrainer
+from modeling_mclfir.training.open_data import open_data
+from modeling_mclfir.training.plots import draw_plots
+from modeling_mclfir.training.report import write_report
+from modeling_mclfir.training.run import build_report, open_run, start_accelerator
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Parse, load; for each increment: train, evaluate, save. Returns the report."""
+    model_args, data_args, args = parse_arguments(arguments)
+    output_dir = Path(args.output_dir)
+    accelerator = start_accelerator(args)
+
+    data = open_data(data_args, output_dir, args.seed, accelerator)
+    run = open_run(model_args, data_args, args, data, accelerator)  # a fresh one, or where --resume finds it
+    model, progress = run.model, run.progress
+
+    method = METHODS[args.method](args)
+    trainer = IncrementTrainer(accelerator, args, output_dir / "last")
+    evaluator = Evaluator(
+        data.tables, data_args.evaluate_on, run.processor, run.cache, accelerator, args.eval_batch_size
+    )
+    sides = evaluator.prepare(model)
+    if progress.initial_trunk is None:
+        run.score_trunk(evaluator, sides, data.increments)
+    embeds, report = {}, None
+
+    for increment_id in range(run.num_finished, len(data.increments)):
+        increment = data.increments[increment_id]
+
+        # Learn: new heads, a new adapter that starts from the last one; all else is frozen.
+        run.begin_increment(increment_id, increment)
+        method.begin_increment(model, increment_id)
+        views, filling = run.cached_views(data.tables["train"])
+        batches = IncrementBatches(
+            data.tables["train"], increment, views, data_args.num_views, run.processor, run.augmentation, accelerator,
+            plan_seed=(args.seed, increment_id), batch_size=args.batch_size, value_balance=args.value_balance,
+            teacher=method.needs_teacher_view,
+        )  # fmt: skip
+        trainer.train(model, method, batches, increment_id, progress, filling, data_args.num_workers)
+        method.end_increment(model)
+        model.set_trainable(None)
+
+        # Evaluate: every attribute seen so far, and what the pooled features know of the next increment.
+        sides = evaluator.prepare(model)
+        rows, row_of_scores = [], []
+        for seen_id, seen in enumerate(data.increments[: increment_id + 1]):
+            embeds[seen.name] = tuple(evaluator.embed(model, side, seen_id) for side in sides)
+            rows.append(evaluator.score(sides, embeds[seen.name], seen))
+            row_of_scores.append(mean_score(rows[-1]))
+        if increment_id + 1 < len(data.increments):
+            row_of_scores.append(mean_score(run.pooled_rows(evaluator, sides, data.increments[increment_id + 1])))
+        row_of_scores += [None] * (len(data.increments) - len(row_of_scores))
+        progress.scores.append(row_of_scores)
+        progress.history.append([row for group in rows for row in group])
+
+        # Save: a complete checkpoint, the report, the pictures.
+        if accelerator.is_main_process:
+            previous = increment_folder(output_dir, increment_id - 1) if increment_id else None
+            state = {"num_finished": increment_id + 1, "progress": progress.to_dict(), "settings": run.settings}
+            folder = increment_folder(output_dir, increment_id)
+            save_increment(folder, model, run.processor, state, method.state_dict(), previous)
+            report = build_report(run, data, data_args.evaluate_on)
+            if args.plots:
+                learned = data.increments[: increment_id + 1]
+                examples = {
+                    "retrievals": retrieval_examples(model, evaluator, sides, embeds, learned),
+                    "attentions": attention_examples(model, evaluator, sides[0], learned),
+                }
+                draw_plots(report, examples, output_dir / "plots")
+            write_report(report, output_dir)
+        accelerator.wait_for_everyone()
+
+    run.close()
+    return report or build_report(run, data, data_args.evaluate_on)
+
+
+def command() -> None:
+    """Entry point: a user's mistake ends in one line, not in a traceback."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    command()
