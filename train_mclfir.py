@@ -12,7 +12,6 @@ from pathlib import Path
 from modeling_mclfir.continual import METHODS
 from modeling_mclfir.evaluation import Evaluator, mean_score
 from modeling_mclfir.training.arguments import parse_arguments
-from modeling_mclfir.training.batches import IncrementBatches
 from modeling_mclfir.training.checkpoint import increment_folder, save_increment
 from modeling_mclfir.training.examples import attention_examples, retrieval_examples
 from modeling_mclfir.training.loop import IncrementTrainer
@@ -33,7 +32,7 @@ def main(arguments: list[str] | None = None) -> dict:
     model, progress = run.model, run.progress
 
     method = METHODS[args.method](args)
-    trainer = IncrementTrainer(accelerator, args, output_dir / "last")
+    trainer = IncrementTrainer(accelerator, args, output_dir / "last", run.identity)
     evaluator = Evaluator(
         data.tables, data_args.evaluate_on, run.processor, run.cache, accelerator, args.eval_batch_size
     )
@@ -48,12 +47,7 @@ def main(arguments: list[str] | None = None) -> dict:
         # Learn: new heads, a new adapter that starts from the last one; all else is frozen.
         run.begin_increment(increment_id, increment)
         method.begin_increment(model, increment_id)
-        views, filling = run.cached_views(data.tables["train"])
-        batches = IncrementBatches(
-            data.tables["train"], increment, views, data_args.num_views, run.processor, run.augmentation, accelerator,
-            plan_seed=(args.seed, increment_id), batch_size=args.batch_size, value_balance=args.value_balance,
-            teacher=method.needs_teacher_view,
-        )  # fmt: skip
+        batches, filling = run.batches(increment_id, teacher=method.needs_teacher_view)
         trainer.train(model, method, batches, increment_id, progress, filling, data_args.num_workers)
         method.end_increment(model)
         model.set_trainable(None)
@@ -74,10 +68,10 @@ def main(arguments: list[str] | None = None) -> dict:
         # Save: a complete checkpoint, the report, the pictures.
         if accelerator.is_main_process:
             previous = increment_folder(output_dir, increment_id - 1) if increment_id else None
-            state = {"num_finished": increment_id + 1, "progress": progress.to_dict(), "settings": run.settings}
+            state = run.identity() | {"num_finished": increment_id + 1, "progress": progress.to_dict()}
             folder = increment_folder(output_dir, increment_id)
             save_increment(folder, model, run.processor, state, method.state_dict(), previous)
-            report = build_report(run, data, data_args.evaluate_on)
+            report = build_report(run)
             if args.plots:
                 learned = data.increments[: increment_id + 1]
                 examples = {
@@ -89,14 +83,18 @@ def main(arguments: list[str] | None = None) -> dict:
         accelerator.wait_for_everyone()
 
     run.close()
-    return report or build_report(run, data, data_args.evaluate_on)
+    if report is None:
+        report = build_report(run)
+        if accelerator.is_main_process:  # resumed with nothing left to learn, perhaps stopped before it was written
+            write_report(report, output_dir)
+    return report
 
 
 def command() -> None:
     """Entry point: a user's mistake ends in one line, not in a traceback."""
     try:
         main()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

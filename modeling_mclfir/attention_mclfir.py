@@ -96,20 +96,18 @@ class AttributeHeads(nn.Module):
 
     def __init__(self, config, num_attributes: int, map_channels: list[int], pooled_dim: int):
         super().__init__()
-        if not config.use_spatial_attention and config.head_rank < 1:
-            raise ValueError("A head needs use_spatial_attention=True or head_rank of at least 1, else it sees nothing.")
         dim = config.embed_dim
         self.use_text = config.prompt_type == "text"
-        prompt_dim = config.prompt_dim if self.use_text else dim
-        prompts = torch.zeros(num_attributes, prompt_dim)
+        self.fusion = self.spatial = self.channel = self.gain = self.projections = None
+        # Without attention nothing reads a prompt, and distributed training refuses parameters that idle.
+        looks = config.use_spatial_attention
         if self.use_text:
             # Persistent: a model built on the meta device would come back with garbage in a buffer that is not saved.
-            self.register_buffer("prompts", prompts)
-            self.prompt_projection = nn.Linear(prompt_dim, dim, bias=False)
+            self.register_buffer("prompts", torch.zeros(num_attributes, config.prompt_dim))
+            self.prompt_projection = nn.Linear(config.prompt_dim, dim, bias=False) if looks else None
         else:
-            self.prompts = nn.Parameter(prompts)
-        self.fusion = self.spatial = self.channel = self.gain = self.projections = None
-        if config.use_spatial_attention:
+            self.prompts = nn.Parameter(torch.zeros(num_attributes, dim)) if looks else None
+        if looks:
             self.fusion = MultiLevelFusion(map_channels, dim)
             self.spatial = AttributeSpatialAttention()
             self.gain = nn.Parameter(torch.ones(num_attributes, dim))
@@ -121,7 +119,7 @@ class AttributeHeads(nn.Module):
 
     def reset(self) -> None:
         """Draw what the modules' own constructors leave at zero; called once, when an increment is added."""
-        if not self.use_text:
+        if not self.use_text and self.prompts is not None:
             nn.init.normal_(self.prompts, std=0.5)
         if self.projections is not None:
             self.projections.reset()
@@ -132,11 +130,11 @@ class AttributeHeads(nn.Module):
 
     def forward(self, feature_maps: list[torch.Tensor], pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps (N, C_l, H_l, W_l), pooled (N, C) → embeds (N, A, D) of unit length, attention (N, A, H, W) or None."""
-        prompts = self.attribute_prompts()
         embeds, attention = 0, None
         if self.projections is not None:
             embeds = self.projections(self.pooled_norm(pooled))
         if self.spatial is not None:
+            prompts = self.attribute_prompts()
             fused = self.fusion(feature_maps)  # (N, D, H, W)
             attended, attention = self.spatial(fused.flatten(2), prompts)
             attention = attention.unflatten(2, fused.shape[2:])

@@ -11,7 +11,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
-
 _OURS = f"{__package__}.configuration_mclfir"
 
 

@@ -89,6 +89,8 @@ class MclfirConfig(PreTrainedConfig):
         for name, value in (("embed_dim", embed_dim), ("lora_rank", lora_rank), ("gate_dim", gate_dim)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+        if not use_spatial_attention and head_rank < 1:
+            raise ValueError("A head needs use_spatial_attention=True or a head_rank above 0, else it sees nothing.")
         if prompt_type == "text" and not prompt_dim:
             raise ValueError("prompt_type='text' needs prompt_dim, the size of the text encoder's embeddings.")
         for increment in increments or []:
@@ -104,6 +106,8 @@ class MclfirConfig(PreTrainedConfig):
                 f"Increment {name!r} exists already (known: {self.increment_names}). Choose another name, or load "
                 "the checkpoint from before it."
             )
+        if isinstance(attributes, str):
+            raise ValueError(f"attributes is a list of names; got the text {attributes!r}. Write [{attributes!r}].")
         attributes = list(attributes)
         if not attributes or len(set(attributes)) != len(attributes):
             raise ValueError(f"Increment {name!r} needs at least one attribute, each named once; got {attributes}.")
@@ -125,8 +129,16 @@ class MclfirConfig(PreTrainedConfig):
         """The attribute of each space, in order: `attribute_ids` index this list."""
         return [attribute for increment in self.increments for attribute in increment["attributes"]]
 
+    def check_increment_id(self, increment_id: int) -> None:
+        """Raises ValueError where there is no such increment (negative numbers do not count from the end)."""
+        if not 0 <= increment_id < len(self.increments):
+            raise ValueError(
+                f"increment_id {increment_id} is not in 0..{len(self.increments) - 1} ({self.increment_names})."
+            )
+
     def attribute_range(self, increment_id: int) -> range:
         """`attribute_ids` of one increment's spaces."""
+        self.check_increment_id(increment_id)
         start = sum(len(increment["attributes"]) for increment in self.increments[:increment_id])
         return range(start, start + len(self.increments[increment_id]["attributes"]))
 
@@ -139,6 +151,7 @@ class MclfirConfig(PreTrainedConfig):
 
     def adapter_name(self, increment_id: int) -> str | None:
         """PEFT name of the adapter that an increment runs with, or None where it runs on the bare trunk."""
+        self.check_increment_id(increment_id)
         if self.adapter_policy == "frozen" or (increment_id == 0 and self.base_training == "first_increment"):
             return None
         if self.adapter_policy == "shared":

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .data.augmentation import Augmentation
 from .data.increments import Increment, select_rows
 from .data.table import ImageTable
-from .metrics import average_precision, expected_average_precision, count_relevant, label_prior, mean_over_queries
+from .metrics import average_precision, count_relevant, expected_average_precision, label_prior, mean_over_queries
 from .training.feature_cache import FeatureCache, load_pixels
 
 
@@ -61,8 +61,9 @@ class Evaluator:
             features = None
             if self.cache is not None and not model.mclfir.units.opaque:
                 features = self.cache.open(
-                    model, self.processor, table, 0, self.accelerator, augmentation=Augmentation(), seed=0, dtype="float32"
-                )
+                    model, self.processor, table, 0, self.accelerator,
+                    augmentation=Augmentation(), seed=0, dtype="float32",
+                )  # fmt: skip
             sides.append(Side(table, features))
         return sides * 2 if self.same_side else sides
 
@@ -100,7 +101,17 @@ class Evaluator:
         """
         One row of the report an attribute of the increment; `embeds` of both sides are (N, A, D), or (N, 1, C) for
         one vector that serves all attributes. Rows outside the increment (of new values) take no part.
+
+        Raises:
+            ValueError: embeds of other attributes than the increment's, or none labelled on one of the sides.
         """
+        num_attributes = len(increment.attributes)
+        for side, vectors in zip(sides, embeds, strict=True):
+            if vectors.ndim != 3 or len(vectors) != len(side.table) or vectors.shape[1] not in (1, num_attributes):
+                raise ValueError(
+                    f"embeds of {side.table.split} must be ({len(side.table)}, {num_attributes} or 1, D) for "
+                    f"increment {increment.name!r}; got {tuple(vectors.shape)}."
+                )
         kept = [select_rows(increment, side.table) for side in sides]
         rows = []
         for position, attribute in enumerate(increment.attributes):
@@ -114,13 +125,17 @@ class Evaluator:
             if self.same_side:
                 number = torch.arange(len(labels[0]))
                 ids = {"query_ids": number, "gallery_ids": number}
+            empty = [side.table.split for side, label in zip(sides, labels, strict=True) if not len(label)]
+            if empty:
+                raise ValueError(
+                    f"Attribute {attribute!r} of increment {increment.name!r} has no labelled image in split "
+                    f"{empty[0]!r}, so it cannot be scored. Leave it out of increments.json, or add images."
+                )
             rows.append({"increment": increment.name, "attribute": attribute} | _score_attribute(vectors, labels, ids))
         return rows
 
 
 def _score_attribute(vectors: list[torch.Tensor], labels: list[torch.Tensor], ids: dict) -> dict:
-    if not len(labels[0]) or not len(labels[1]):
-        raise ValueError("An attribute has no labelled query or no labelled gallery image; see the counts of the split.")
     precision = average_precision(*vectors, *labels, **ids)
     relevant, gallery = count_relevant(*labels, **ids)
     score = mean_over_queries(precision)

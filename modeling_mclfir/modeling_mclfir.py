@@ -88,11 +88,25 @@ class MclfirModel(MclfirPreTrainedModel):
         self.first_adapted = self.units.first_adapted(config.num_adapted_blocks)
         if config.out_indices is None:
             last = num_units - 1 if self.units.opaque else self.units.last_block()
-            config.out_indices = sorted({max(min(self.first_adapted, last) - 1, 0), last})
+            config.out_indices = sorted({min(max(self.first_adapted - 1, 0), last), last})
         wrong = [index for index in config.out_indices if not -num_units <= index < num_units]
         if wrong:
-            raise ValueError(f"out_indices {wrong} are not units of this trunk, which has {num_units} (0 is the stem).")
+            raise ValueError(f"out_indices {wrong} are not units of this trunk: it has {num_units} (0 is the stem).")
         self.out_units = sorted({index % num_units for index in config.out_indices})
+        lost = [index for index in self.out_units if index < self.first_adapted - 1]
+        if lost:
+            raise ValueError(
+                f"out_indices {lost} lie below the shared part's last unit ({self.first_adapted - 1}), whose output "
+                "alone is kept between the parts; use that unit or later ones, or adapt more blocks."
+            )
+        # Units above the last map feed the pooled features alone: without a projection of those nobody learns there.
+        self.last_learned = num_units - 1 if config.head_rank > 0 else self.out_units[-1]
+        adaptable = self.units.adaptable_modules(self.first_adapted, self.last_learned + 1)
+        if config.adapter_policy != "frozen" and not adaptable:
+            raise ValueError(
+                f"There is no layer to adapt above unit {self.first_adapted - 1} (num_adapted_blocks "
+                f"{config.num_adapted_blocks}); raise num_adapted_blocks, or take adapter_policy='frozen'."
+            )
 
     @property
     def num_units(self) -> int:
@@ -101,7 +115,7 @@ class MclfirModel(MclfirPreTrainedModel):
 
     def adapter_settings(self) -> LoraConfig:
         """PEFT settings of every adapter of this model."""
-        targets = self.units.adaptable_modules(self.first_adapted)
+        targets = self.units.adaptable_modules(self.first_adapted, self.last_learned + 1)
         # A layer that an earlier adapter wrapped is named with its wrapper's parts: keep the wrapped layer's own name.
         clean = [name.removesuffix(".base_layer") for name in targets if ".lora_" not in name]
         return lora_config(self.config, list(dict.fromkeys(clean)))
@@ -114,13 +128,7 @@ class MclfirModel(MclfirPreTrainedModel):
         if self.units.opaque:
             return pixel_values
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_trains):
-            hidden, kept = self.units.run(pixel_values, 0, self.first_adapted, tuple(self.out_units))
-        needed = [index for index in kept if index != self.first_adapted - 1]
-        if needed:
-            raise ValueError(
-                f"out_indices {needed} lie below the shared part's last unit ({self.first_adapted - 1}), whose output "
-                "alone is kept between the parts; use that unit or later ones, or adapt more blocks."
-            )
+            hidden, _ = self.units.run(pixel_values, 0, self.first_adapted)
         return hidden
 
     @property
@@ -166,9 +174,14 @@ class MclfirModel(MclfirPreTrainedModel):
         return self.shared_forward(pixel_values) if shared_features is None else shared_features
 
     def train(self, mode: bool = True):
-        """As always, except that batch normalisation of a frozen trunk keeps its statistics."""
+        """
+        As always, except that batch normalisation of a frozen trunk keeps its statistics, and that its shared part
+        stays in eval mode altogether: what a cache holds is what it would give.
+        """
         super().train(mode)
         if mode and not self.trunk_trains:
+            for name in [] if self.units.opaque else sum(self.units.names[: self.first_adapted], []):
+                self.trunk.get_submodule(name).eval()
             for module in self.trunk.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -257,7 +270,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
     def _check_prompts(self, num_attributes: int, prompt_embeds: torch.Tensor | None) -> None:
         if self.config.prompt_type == "learned":
             if prompt_embeds is not None:
-                raise ValueError("prompt_embeds were given, but prompt_type is 'learned'; build with prompt_type='text'.")
+                raise ValueError("prompt_embeds given, but prompt_type is 'learned'; build with prompt_type='text'.")
             return
         expected = (num_attributes, self.config.prompt_dim)
         given = None if prompt_embeds is None else tuple(prompt_embeds.shape)
@@ -270,29 +283,28 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
 
         With `base_training="first_increment"` the whole trunk learns in increment 0.
         """
+        adapter = None if increment_id is None else self.config.adapter_name(increment_id)
         self.requires_grad_(False)
-        self.mclfir._trunk_trains = False
+        self.mclfir._trunk_trains = self.config.base_training == "first_increment" and increment_id == 0
+        self.mclfir.train(self.mclfir.training)  # batch normalisation follows the trunk
         if increment_id is None:
             return []
         self.heads[increment_id].requires_grad_(True)
-        if self.config.base_training == "first_increment" and increment_id == 0:
-            self.mclfir.trunk.requires_grad_(True)
-            self.mclfir._trunk_trains = True
-            self._freeze_unused()
-        adapter = self.config.adapter_name(increment_id)
+        if self.mclfir.trunk_trains:
+            self._free_trunk()
         if adapter is not None:
             for parameter in adapter_parameters(self.mclfir.trunk, adapter).values():
                 parameter.requires_grad_(True)
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    def _freeze_unused(self) -> None:
-        # Poolers and classification heads never run here: distributed training refuses parameters without gradients.
-        units = self.mclfir.units
-        if not units.opaque:
-            used = tuple(f"{name}." for unit in units.names for name in unit)
-            for name, parameter in self.mclfir.trunk.named_parameters():
-                if not name.startswith(used):
-                    parameter.requires_grad_(False)
+    def _free_trunk(self) -> None:
+        # Not its poolers, classification heads and mask tokens, which never run here (distributed training refuses
+        # parameters without gradients), nor the adapters of later increments.
+        units, stop = self.mclfir.units, self.mclfir.last_learned + 1
+        used = "" if units.opaque else tuple(f"{name}." for unit in units.names[:stop] for name in unit)
+        for name, parameter in self.mclfir.trunk.named_parameters():
+            idle = ".lora_" in name or name.endswith("mask_token")
+            parameter.requires_grad_(name.startswith(used) and not idle)
 
     def attribute_ids(self, names: list[str]) -> list[int]:
         """Ids of attributes by name (of an attribute with several spaces: all of them). ValueError if unknown."""

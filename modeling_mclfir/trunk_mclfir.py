@@ -6,10 +6,13 @@ increment. `AutoBackbone` cannot serve here: it does not know MobileNetV2 nor th
 """
 
 import inspect
+import math
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .configuration_mclfir import MclfirConfig
 
 # model_type -> (stem, blocks, final): paths of the units inside the model, "*" for every child, "|" for one after
 # the other. A family that is not listed still works: see `TrunkUnits`.
@@ -34,10 +37,10 @@ def load_trunk(trunk: str | PreTrainedConfig | dict, pretrained: bool = True) ->
     configuration (random weights). Of a two-tower model such as CLIP the vision tower is taken.
 
     Raises:
-        ValueError: the model has no vision side.
+        ValueError: the model has no vision side; a dict without `model_type`.
     """
     if isinstance(trunk, dict):
-        trunk = AutoConfig.for_model(**trunk)
+        trunk = MclfirConfig(vision_config=trunk).vision_config
     if isinstance(trunk, PreTrainedConfig):
         model = AutoModel.from_config(getattr(trunk, "vision_config", trunk))
     elif pretrained:
@@ -111,9 +114,9 @@ class TrunkUnits:
             raise ValueError(f"{type(self.trunk).__name__} gives no hidden_states, so it cannot serve as a trunk.")
         return list(states)
 
-    def adaptable_modules(self, start: int) -> list[str]:
-        """Names of the linear and ungrouped convolution layers from unit `start` on (PEFT refuses depthwise ones)."""
-        prefixes = [name for unit in self.names[start:] for name in unit] if not self.opaque else [""]
+    def adaptable_modules(self, start: int, stop: int | None = None) -> list[str]:
+        """Names of the linear and ungrouped convolution layers of units start..stop-1 (PEFT refuses depthwise)."""
+        prefixes = [name for unit in self.names[start:stop] for name in unit] if not self.opaque else [""]
         found = []
         for prefix in prefixes:
             root = self.trunk.get_submodule(prefix) if prefix else self.trunk
@@ -135,18 +138,23 @@ def fold_tokens(hidden: torch.Tensor, trunk_config: PreTrainedConfig) -> torch.T
         # Swin-like models hand out (N, C, H, W) too once asked for reshaped_hidden_states.
         return hidden
     num_tokens = hidden.shape[1]
-    height = width = 0
-    patch = getattr(trunk_config, "patch_size", None)
-    size = getattr(trunk_config, "image_size", None)
-    if isinstance(patch, int) and size:
-        rows, columns = (size, size) if isinstance(size, int) else size
-        height, width = rows // patch, columns // patch
+    patch, size = getattr(trunk_config, "patch_size", None), getattr(trunk_config, "image_size", None)
+    registers = getattr(trunk_config, "num_register_tokens", 0)
+    # None, a class token, a class and a distillation token, or registers with or without one; not any number, or a
+    # grid that is not square would be taken for a square one with some tokens more.
+    prefixes = {0, 1, 2, registers, registers + 1}
+    grids = [(math.isqrt(num_tokens - prefix),) * 2 for prefix in sorted(prefixes) if prefix < num_tokens]
+    if patch and size:
+        (rows, columns), (patch_rows, patch_columns) = _pair(size), _pair(patch)
+        grids.insert(0, (rows // patch_rows, columns // patch_columns))
+    fitting = [grid for grid in grids if num_tokens - grid[0] * grid[1] in prefixes]
+    if not fitting:
+        raise ValueError(
+            f"{num_tokens} tokens fit no grid of patches (image_size {size}, patch_size {patch}). Give images of the "
+            "trunk's own size, or square ones."
+        )
+    height, width = fitting[0]
     prefix = num_tokens - height * width
-    if not height or not 0 <= prefix <= 8:
-        height = width = int(num_tokens**0.5)
-        prefix = num_tokens - height * width
-    if not 0 <= prefix <= 8:
-        raise ValueError(f"{num_tokens} tokens fit no grid of patches (image_size {size}, patch_size {patch}).")
     return hidden[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
 
 
@@ -154,7 +162,7 @@ def unit_channels(units: TrunkUnits, shape: tuple[int, int] | None = None) -> li
     """Channels of each unit's output, found by one run on an empty image (on the meta device: nothing is computed)."""
     config = units.trunk.config
     size = getattr(config, "image_size", None) or 64
-    rows, columns = shape or ((size, size) if isinstance(size, int) else tuple(size))
+    rows, columns = shape or _pair(size)
     with torch.device("meta"), torch.no_grad():
         probe = AutoModel.from_config(config).eval()
         probe_units = TrunkUnits(getattr(probe, "vision_model", probe))
@@ -165,6 +173,10 @@ def unit_channels(units: TrunkUnits, shape: tuple[int, int] | None = None) -> li
             _, kept = probe_units.run(empty, 0, probe_units.num_units, tuple(range(probe_units.num_units)))
             states = [kept[index] for index in range(probe_units.num_units)]
     return [state.shape[1] if state.ndim == 4 else state.shape[2] for state in states]
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _expand(module: nn.Module, path: list[str], prefix: str = "") -> list[str]:

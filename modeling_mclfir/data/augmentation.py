@@ -33,8 +33,9 @@ class Augmentation:
     def _crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         side = np.sqrt(rng.uniform(self.min_crop, 1.0))
         stretch = np.exp(rng.uniform(-self.max_stretch, self.max_stretch))
-        width = max(1, round(image.width * min(1.0, side * stretch)))
-        height = max(1, round(image.height * min(1.0, side / stretch)))
+        # A side that would pass the image is cut there; the other one must not shrink below the smallest share then.
+        width = max(1, round(image.width * min(1.0, max(side * stretch, self.min_crop))))
+        height = max(1, round(image.height * min(1.0, max(side / stretch, self.min_crop))))
         left = int(rng.integers(0, image.width - width + 1))
         top = int(rng.integers(0, image.height - height + 1))
         return image.crop((left, top, left + width, top + height))

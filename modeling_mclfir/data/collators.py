@@ -8,6 +8,10 @@ import numpy as np
 _MAX_DRAWS = 16
 
 
+class NoDoubletError(ValueError):
+    """There are no two different images of the same value."""
+
+
 class DoubletPlan:
     """
     The global batches of one increment: a pure function of seed and step, so that any process can take its slice
@@ -23,6 +27,7 @@ class DoubletPlan:
         seed: any tuple of non-negative integers.
         value_balance: 1.0 draws values uniformly (the papers' way: rare values are over-sampled), 0.0 as often as
             they occur; in between, with weight count ** (1 - value_balance).
+        skip_unpaired: leave out attributes without any pair; one that has a pair is enough.
 
     Raises:
         ValueError: an odd batch, a balance outside 0..1, an attribute with fewer than two images of any one value.
@@ -35,6 +40,7 @@ class DoubletPlan:
         batch_size: int,
         seed: tuple[int, ...],
         value_balance: float = 1.0,
+        skip_unpaired: bool = False,
     ):
         if batch_size < 2 or batch_size % 2:
             raise ValueError(f"A batch is made of doublets: batch_size must be even and at least 2; got {batch_size}.")
@@ -47,8 +53,10 @@ class DoubletPlan:
         self.weights: list[np.ndarray] = []
         for attribute, codes in labels.items():
             groups = self._groups(np.asarray(codes))
+            if not groups and skip_unpaired:
+                continue
             if not groups:
-                raise ValueError(
+                raise NoDoubletError(
                     f"Attribute {attribute!r} has no value with two different images among {len(self.image_ids)} "
                     "training rows, so no doublet can be drawn. Leave it out of the increment, or add images."
                 )
@@ -56,7 +64,8 @@ class DoubletPlan:
             self.groups.append(groups)
             self.weights.append(np.cumsum(counts / counts.sum()))
         if not self.groups:
-            raise ValueError("An increment needs at least one attribute to draw doublets from; got none.")
+            given = ", ".join(labels) or "no attributes"
+            raise NoDoubletError(f"Nothing to draw doublets from among {len(self.image_ids)} rows; given: {given}.")
 
     def _groups(self, codes: np.ndarray) -> list[np.ndarray]:
         order = np.argsort(codes, kind="stable")

@@ -95,6 +95,29 @@ class BadRows:
         self.examples = {cause: list(examples) for cause, examples in state["examples"].items()}
 
 
+class DistinctBadRows(BadRows):
+    """Bad rows that may be met again (in a further epoch, in a resumed run) and are counted once."""
+
+    def __init__(self, max_examples: int = 10):
+        super().__init__(max_examples)
+        self._seen: set[tuple[str, str]] = set()
+
+    def add(self, cause: str, where: str) -> None:
+        """Counts the row at `where`, unless that was done before."""
+        if (cause, str(where)) not in self._seen:
+            self._seen.add((cause, str(where)))
+            super().add(cause, where)
+
+    def state_dict(self) -> dict:
+        """The rows as plain data: at most as many as `max_bad_fraction` lets pass."""
+        return {"rows": sorted(map(list, self._seen))}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Adds the rows that `state_dict` gave; what is known already stays."""
+        for cause, where in state["rows"]:
+            self.add(cause, where)
+
+
 def decode_image(
     source: "bytes | str | os.PathLike | dict | Image.Image",
     *,

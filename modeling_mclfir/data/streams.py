@@ -6,7 +6,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,8 @@ class RowStream:
     Attributes:
         attributes: names, in order.
         epoch: of the next row; one more at the end of an iteration.
-        bad_rows: what was skipped so far.
+        bad_rows: what was skipped so far; another counter may be put in its place.
+        keep: labels of a row → whether it is wanted (None: all are); others are neither decoded nor yielded.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RowStream:
         self.attributes = attribute_names(dataset.features)
         self.epoch = 0
         self.bad_rows = BadRows()
+        self.keep: Callable[[dict[str, str | None]], bool] | None = None
         self._dataset = dataset
         self._rank, self._world_size = rank, world_size
         self._shuffle_buffer, self._seed, self._decode = shuffle_buffer, seed, decode
@@ -139,6 +141,8 @@ class RowStream:
         return np.random.default_rng([self._seed, self.epoch, self._rank, self._block]).permutation(size)
 
     def _checked(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        if self.keep is not None and not self.keep(row.get("attributes") or {}):
+            return None
         try:
             image = decode_image(row["image"])
         except BadImage as error:

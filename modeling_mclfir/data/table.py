@@ -124,18 +124,23 @@ class ImageTable:
         return self.dataset.data.column(name).take(pa.array(self.rows)).to_pylist()
 
 
-def load_tables(data_dir: str | os.PathLike) -> dict[str, ImageTable]:
+def load_tables(data_dir: str | os.PathLike, *, labels_only: Sequence[str] = ()) -> dict[str, ImageTable]:
     """Opens a prepared data set as one table a split, without reading the images.
 
     Args:
         data_dir: a folder written by one of the data_scripts.
+        labels_only: splits whose images are left where they are: such a table has labels and no images.
 
     Raises:
         FileNotFoundError: there is no such data set.
         ValueError: its rows are not of the schema.
     """
-    dataset = _load(Path(data_dir))
-    attributes = {split: attribute_names(part.features, f"{data_dir} ({split})") for split, part in dataset.items()}
+    dataset = _load(Path(data_dir), labels_only)
+    attributes = {
+        split: attribute_names(part.features, f"{data_dir} ({split})")
+        for split, part in dataset.items()
+        if split not in labels_only
+    }
     names = next(iter(attributes.values()))
     odd = [split for split, given in attributes.items() if given != names]
     if odd:
@@ -184,15 +189,26 @@ def check_images(table: ImageTable, bad_rows: BadRows, *, progress: bool = True)
     return bad
 
 
-def _load(data_dir: Path) -> DatasetDict:
-    from datasets import Image, load_dataset
+def _load(data_dir: Path, labels_only: Sequence[str]) -> DatasetDict:
+    from datasets import DatasetDict, Image, load_dataset, load_dataset_builder
 
     check_data_dir(data_dir)
-    dataset = load_dataset(str(data_dir.resolve()))  # a bare name such as "parquet" would be taken for a format
+    where = str(data_dir.resolve())  # a bare name such as "parquet" would be taken for a format
+    if labels_only:
+        # Without this choice every image would be copied into the cache of datasets.
+        files = load_dataset_builder(where).config.data_files
+        dataset = DatasetDict()
+        for split in files:
+            columns = ["attributes", "caption", "product_id"] if split in labels_only else None
+            part = load_dataset("parquet", data_files={split: files[split]}, columns=columns)
+            dataset[split] = part[split]
+    else:
+        dataset = load_dataset(where)
     check_splits(dataset, str(data_dir))
     for split in SPLITS:
         if split not in dataset:  # a split without rows has no file
-            dataset[split] = next(iter(dataset.values())).select(range(0))
+            like = [name for name in dataset if name not in labels_only] or list(dataset)
+            dataset[split] = dataset[like[0]].select(range(0))
     for split, part in dataset.items():
         if isinstance(part.features.get("image"), Image):
             dataset[split] = part.cast_column("image", Image(decode=False))

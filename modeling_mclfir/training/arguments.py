@@ -48,7 +48,8 @@ class DataArguments:
     """What is learned from, and in which order."""
 
     dataset: str = field(
-        default="atelier", metadata={"help": "'atelier' (drawn here), a folder of data_scripts, or images + labels.csv"}
+        default="atelier",
+        metadata={"help": "'atelier' (drawn here), a folder of data_scripts, or images + labels.csv"},
     )
     increments: str | None = field(default=None, metadata={"help": "JSON file; default: the data set's own"})
     increments_key: str | None = field(default=None, metadata={"help": "which list, where the file has several"})
@@ -64,6 +65,13 @@ class DataArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "feature cache; default: OUTPUT_DIR/cache"})
     max_cache_gib: float = field(default=20.0, metadata={"help": "cap of the feature cache; 0 switches it off"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images where nothing is cached"})
+
+    def __post_init__(self):
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"--max_bad_fraction is a share of the rows, 0..1; got {self.max_bad_fraction}.")
+        for name in ("num_views", "shuffle_buffer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
 
 
 @dataclass
@@ -98,8 +106,12 @@ class RunArguments:
             raise ValueError(f"--method must be one of {sorted(METHODS)}; got {self.method!r}.")
         if self.epochs <= 0 or (self.first_epochs is not None and self.first_epochs <= 0):
             raise ValueError(f"--epochs must be above 0; got {self.epochs} (first: {self.first_epochs}).")
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError(f"--gradient_accumulation_steps must be at least 1; got {self.gradient_accumulation_steps}.")
+        if self.batch_size < 2 or self.batch_size % 2:
+            raise ValueError(f"--batch_size must be even, since rows come in doublets; got {self.batch_size}.")
+        at_least = {"gradient_accumulation_steps": 1, "eval_batch_size": 1, "save_steps": 0, "seed": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}.")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments, DataArguments, RunArguments]:

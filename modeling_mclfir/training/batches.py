@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training batches of one increment: doublets from a table, as images or as cached features."""
+"""The training batches of one increment: doublets from a table (as images or as cached features) or a stream."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.augmentation import Augmentation
 from ..data.collators import DoubletPlan, local_slice
+from ..data.images import DistinctBadRows
 from ..data.increments import Increment, select_rows
+from ..data.stream_batches import DoubletStream
+from ..data.streams import open_stream
 from ..data.table import ImageTable
 from .feature_cache import load_pixels
 
@@ -42,10 +49,9 @@ class IncrementBatches(Dataset):
         teacher: bool = False,
     ):
         self.table, self.views, self.num_views = table, views, num_views
-        self.processor, self.augmentation, self.accelerator = processor, augmentation, accelerator
-        self.teacher = teacher
+        self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
         labels = increment_labels(table, increment)
-        self.num_rows = int((np.stack(list(labels.values())) >= 0).any(axis=0).sum())
+        self.num_rows = num_labelled(labels)
         self.plan = DoubletPlan(labels, table.image_ids, batch_size, plan_seed, value_balance)
         self.labels = torch.from_numpy(np.stack(list(labels.values()), axis=1))  # (N, A)
         self.image_ids = torch.from_numpy(table.image_ids)
@@ -54,26 +60,123 @@ class IncrementBatches(Dataset):
     def __getitem__(self, step: int) -> dict:
         rows = self.plan.rows(step)[self.local]
         # Drawn for the global batch and then cut, so that the number of processes makes no difference.
-        rng = np.random.default_rng((*self.plan.seed, step, 1))
-        views = rng.integers(0, self.num_views, self.plan.batch_size)
-        shift = rng.integers(1, max(self.num_views, 2), self.plan.batch_size)
+        views, others = draw_views((*self.plan.seed, step, 1), self.plan.batch_size, self.num_views)
         batch = {
             "inputs": self._inputs(rows, views[self.local], step),
             "labels": self.labels[rows],
             "image_ids": self.image_ids[rows],
         }
         if self.teacher:
-            batch["teacher_inputs"] = self._inputs(rows, ((views + shift) % self.num_views)[self.local], step)
+            batch["teacher_inputs"] = self._inputs(rows, others[self.local], step)
         return batch
+
+    def loader(self, first_step: int, last_step: int, num_workers: int) -> DataLoader:
+        """Batches first_step..last_step-1. Already sharded: this must not go through `accelerator.prepare`."""
+        workers = num_workers if self.views is None else 0
+        return DataLoader(self, batch_size=None, sampler=range(first_step, last_step), num_workers=workers)
+
+    def state_dict(self) -> dict:
+        """Nothing: a batch depends on its step alone."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """See `state_dict`."""
+
+    def end(self) -> None:
+        """The increment is learned."""
 
     def _inputs(self, rows: np.ndarray, views: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         if self.views is None:
             # Crops are drawn anew at each step here, where a cache has a fixed number of them.
-            seed = int(np.random.default_rng((*self.plan.seed, step, 2)).integers(2**31))
+            seed = draw_seed((*self.plan.seed, step, 2))
             pixels = load_pixels(self.table, rows, views.tolist(), self.processor, self.augmentation, seed)
             return {"pixel_values": pixels}
         features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
         return {"shared_features": torch.from_numpy(features)}
+
+
+class StreamBatches:
+    """
+    The same out of a stream: each process draws its share of the batch from a pool of its own rows.
+
+    So another number of processes makes another run, unlike with `IncrementBatches`.
+
+    Args:
+        data_dir: the prepared data set.
+        labels: table of the training rows, of which only labels and vocabulary are read.
+        shuffle_buffer: rows of a pool, on each process.
+        bad_rows: gets what the stream leaves out; more than `max_bad_fraction` of all rows stop the run.
+    """
+
+    views = None
+
+    def __init__(
+        self,
+        data_dir: Path,
+        labels: ImageTable,
+        increment: Increment,
+        num_views: int,
+        processor,
+        augmentation: Augmentation,
+        accelerator: Accelerator,
+        *,
+        plan_seed: tuple[int, ...],
+        batch_size: int,
+        shuffle_buffer: int,
+        value_balance: float = 1.0,
+        teacher: bool = False,
+        bad_rows: DistinctBadRows | None = None,
+        max_bad_fraction: float = 0.01,
+    ):
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        local = local_slice(batch_size, rank, world_size)
+        self.num_views, self.teacher = num_views, teacher
+        self.processor, self.augmentation, self.accelerator = processor, augmentation, accelerator
+        self.num_rows = num_labelled(increment_labels(labels, increment))
+        self.bad_rows = DistinctBadRows() if bad_rows is None else bad_rows
+        self.seed = (*plan_seed, rank)
+        stream = open_stream(
+            data_dir, "train", rank=rank, world_size=world_size, shuffle_buffer=shuffle_buffer,
+            seed=draw_seed(plan_seed),
+        )  # fmt: skip
+        stream.bad_rows = self.bad_rows
+        self.doublets = DoubletStream(
+            stream, increment, labels.vocabulary, pool_size=shuffle_buffer, batch_size=local.stop - local.start,
+            seed=self.seed, value_balance=value_balance, total_rows=len(labels), max_bad_fraction=max_bad_fraction,
+        )  # fmt: skip
+
+    def loader(self, first_step: int, last_step: int, num_workers: int) -> Iterator[dict]:
+        """Batches first_step..last_step-1, read on from where the stream stands (no workers: it has one reader)."""
+        for step in range(first_step, last_step):
+            pool, rows = next(self.doublets)
+            views, others = draw_views((*self.seed, step, 1), len(rows), self.num_views)
+            seed = draw_seed((*self.seed, step, 2))
+            labels = np.stack([codes[rows] for codes in pool.labels.values()], axis=1)  # (n, A)
+            batch = {
+                "inputs": self._inputs(pool, rows, views, seed),
+                "labels": torch.from_numpy(labels),
+                "image_ids": torch.from_numpy(pool.image_ids[rows]),
+            }
+            if self.teacher:
+                batch["teacher_inputs"] = self._inputs(pool, rows, others, seed)
+            yield batch
+
+    def _inputs(self, pool, rows: np.ndarray, views: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
+        pixels = load_pixels(pool, rows, views.tolist(), self.processor, self.augmentation, seed)
+        return {"pixel_values": pixels}
+
+    def state_dict(self) -> dict:
+        """Where this process's stream stands, as plain data."""
+        return self.doublets.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes back to there. ValueError where the run was started with another number of processes."""
+        self.doublets.load_state_dict(state)
+
+    def end(self) -> None:
+        """The increment is learned: every process gets to know what the others left out."""
+        for state in gather_object([self.bad_rows.state_dict()]):
+            self.bad_rows.load_state_dict(state)
 
 
 def increment_labels(table: ImageTable, increment: Increment) -> dict[str, np.ndarray]:
@@ -83,10 +186,22 @@ def increment_labels(table: ImageTable, increment: Increment) -> dict[str, np.nd
     return {name: np.where(inside, table.labels(name), -1) for name in increment.attributes}
 
 
-def batch_loader(batches: IncrementBatches, first_step: int, last_step: int, num_workers: int) -> DataLoader:
-    """A loader of steps first_step..last_step-1. Already sharded: it must not go through `accelerator.prepare`."""
-    workers = num_workers if batches.views is None else 0
-    return DataLoader(batches, batch_size=None, sampler=range(first_step, last_step), num_workers=workers)
+def num_labelled(labels: dict[str, np.ndarray]) -> int:
+    """Rows with a label of at least one of the attributes."""
+    return int((np.stack(list(labels.values())) >= 0).any(axis=0).sum())
+
+
+def draw_views(seed: tuple[int, ...], num_rows: int, num_views: int) -> tuple[np.ndarray, np.ndarray]:
+    """A view for each row, and another one (where there are others) for the teacher."""
+    rng = np.random.default_rng(seed)
+    views = rng.integers(0, num_views, num_rows)
+    shift = rng.integers(1, max(num_views, 2), num_rows)
+    return views, (views + shift) % num_views
+
+
+def draw_seed(seed: tuple[int, ...]) -> int:
+    """A number that a tuple of numbers stands for."""
+    return int(np.random.default_rng(seed).integers(2**31))
 
 
 def to_device(batch: dict, device: torch.device, dtype: torch.dtype) -> dict:
@@ -96,5 +211,7 @@ def to_device(batch: dict, device: torch.device, dtype: torch.dtype) -> dict:
         if isinstance(value, dict):
             moved[name] = to_device(value, device, dtype)
         else:
-            moved[name] = value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+            layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
+            kind = dtype if value.is_floating_point() else None
+            moved[name] = value.to(device, kind, non_blocking=True, memory_format=layout)
     return moved

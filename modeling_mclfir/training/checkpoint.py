@@ -136,7 +136,9 @@ def publish(partial: Path, folder: Path) -> None:
 def recover(folder: Path) -> None:
     """After a stop between the two renames of `publish`: the older folder takes its name back."""
     old = folder.with_name(f"{folder.name}.old")
-    if not folder.exists() and old.exists():
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
         os.rename(old, folder)
 
 

@@ -36,7 +36,8 @@ class Cost:
 
 def count_flops(work: Callable[[], object]) -> tuple[object, int]:
     """Run `work` once; its result and the FLOPs of all its operations."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with counter:
         result = work()
     return result, counter.get_total_flops()
@@ -51,8 +52,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _convolution_backward(
-    grad_out_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask, out_shape
-) -> int:
+    grad_out_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask,
+    out_shape,
+) -> int:  # fmt: skip
     # torch's own formula takes a grouped convolution's backward for a dense one (a depthwise one comes out about
     # 66 forwards dear). Each of the two gradients costs what the forward cost: one multiply-add for each output
     # place, output channel and weight of that channel; w_shape[1] is already the channels of one group.

@@ -38,7 +38,6 @@ class FeatureCache:
     def __init__(self, folder: Path, max_bytes: int):
         self.folder = Path(folder)
         self.max_bytes = max_bytes
-        self.num_filled = 0  # images run through the trunk by this process's run, for the bill
 
     def open(
         self,
@@ -58,9 +57,11 @@ class FeatureCache:
         Filled on first use, by all processes together: whichever has the work, chunks and so values are the same.
         """
         with torch.no_grad():
-            sample = model.mclfir.shared_forward(load_pixels(table, [0], view, processor, augmentation, seed).to(accelerator.device))
+            pixels = load_pixels(table, [0], view, processor, augmentation, seed).to(accelerator.device)
+            sample = model.mclfir.shared_forward(pixels)
         shape = (len(table), *sample.shape[1:])
-        path = self.folder / f"{table.split}-view{view}-{self._key(model, processor, table, view, augmentation, seed, dtype)}.npy"
+        key = self._key(model, processor, table, view, augmentation, seed, dtype)
+        path = self.folder / f"{table.split}-view{view}-{key}.npy"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not path.exists():
             used = sum(file.stat().st_size for file in self.folder.glob("*.npy")) if self.folder.exists() else 0
@@ -91,7 +92,6 @@ class FeatureCache:
                 features = model.mclfir.shared_forward(pixels)
                 target[rows.start : rows.stop] = features.float().cpu().numpy().astype(dtype)
         target.flush()
-        self.num_filled += len(table)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             os.replace(partial, path)
@@ -101,7 +101,8 @@ class FeatureCache:
         digest = hashlib.sha256()
         digest.update(shared_fingerprint(model).encode())
         settings = {
-            "processor": processor.to_dict(),
+            # Saving a processor adds where its code lies, which changes no pixel.
+            "processor": {key: value for key, value in processor.to_dict().items() if key != "auto_map"},
             "view": [view, seed, repr(augmentation)] if view else 0,
             "dtype": dtype,
         }

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
+# Written into a configuration when it is saved or loaded; they say nothing about the network.
+_BOOKKEEPING = ("dtype", "_name_or_path", "architectures", "transformers_version")
+
 
 def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes, types and bits."""
@@ -26,5 +29,6 @@ def shared_fingerprint(model) -> str:
         prefixes = tuple(f"{name}." for unit in units.names[: mclfir.first_adapted] for name in unit)
         state = mclfir.trunk.state_dict()
         weights = {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
-    settings = json.dumps(model.config.vision_config.to_dict(), sort_keys=True, default=str)
+    config = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in _BOOKKEEPING}
+    settings = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{settings} {mclfir.first_adapted} {tensors_fingerprint(weights)}".encode()).hexdigest()

@@ -3,19 +3,24 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from torch import distributed, nn
 from tqdm import tqdm
 
 from ..continual import ContinualMethod
-from .batches import IncrementBatches, batch_loader, to_device
+from .batches import IncrementBatches, StreamBatches, to_device
 from .checkpoint import load_state, read_state, save_state
 from .cost import Cost, count_flops, peak_memory_bytes
 
+logger = get_logger(__name__)
 _LOSS_EVERY = 10  # steps between looks at the loss: each look waits for the device
 
 
@@ -30,6 +35,13 @@ class Progress:
     scores: list[list[float | None]] = field(default_factory=list)
     initial_trunk: dict | None = None
     zero_shot: list[float] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)  # feature files whose filling is on the bill
+
+    def charge(self, name: str, bill: Cost, device: torch.device) -> None:
+        """Put the bill of an increment to the rest."""
+        bill.peak_memory_bytes = peak_memory_bytes(device)
+        self.cost.add(bill)
+        self.cost_per_increment.append({"increment": name} | bill.to_dict())
 
     def to_dict(self) -> dict:
         """For JSON."""
@@ -48,10 +60,12 @@ class IncrementTrainer:
     Args:
         args: `RunArguments`.
         state_folder: where the state inside an increment is saved.
+        identity: gives what is saved with every state, for a resumed run to compare.
     """
 
-    def __init__(self, accelerator: Accelerator, args, state_folder: Path):
+    def __init__(self, accelerator: Accelerator, args, state_folder: Path, identity: Callable[[], dict] = dict):
         self.accelerator, self.args, self.state_folder = accelerator, args, state_folder
+        self.identity = identity
 
     def num_steps(self, num_rows: int, increment_id: int) -> int:
         """Optimiser steps of an increment: `epochs` times its rows."""
@@ -63,7 +77,7 @@ class IncrementTrainer:
         self,
         model,
         method: ContinualMethod,
-        batches: IncrementBatches,
+        batches: IncrementBatches | StreamBatches,
         increment_id: int,
         progress: Progress,
         extra: Cost,
@@ -72,18 +86,15 @@ class IncrementTrainer:
         """Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`."""
         args, name = self.args, model.config.increments[increment_id]["name"]
         total = self.num_steps(batches.num_rows, increment_id)
+        # Convolutions train about twice as fast this way on a CPU, and no slower on a GPU; values are the same.
+        model.to(memory_format=torch.channels_last)
+        self._share_batch_statistics(model)
         optimizer = self._optimizer(model)
-        first, bill, losses = 0, Cost(), []
-        saved = read_state(self.state_folder) if args.resume else None
-        if saved is not None and saved["increment_id"] == increment_id:
-            method.load_state_dict(load_state(self.state_folder, model, optimizer))
-            first, bill, losses = saved["step"], Cost(**saved["cost"]), saved["loss"]
-            if self.accelerator.scaler is not None and saved["scaler"]:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        first, bill, losses = self._take_up(model, method, optimizer, batches, increment_id)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         run = _Steps(self, wrapped, model, method, prepared, increment_id, total)
         accumulation = args.gradient_accumulation_steps
-        loader = iter(batch_loader(batches, first * accumulation, total * accumulation, num_workers))
+        loader = iter(batches.loader(first * accumulation, total * accumulation, num_workers))
         waiting: list[tuple[int, dict]] = []
         started, before = time.perf_counter(), bill.seconds
         bar = tqdm(range(first, total), initial=first, total=total, desc=f"learning {name}", unit="step",
@@ -104,15 +115,56 @@ class IncrementTrainer:
                 waiting = []
             if save:
                 bill.seconds = before + time.perf_counter() - started
-                self._save(model, prepared, method, increment_id, step + 1, bill, losses)
+                state = {"increment_id": increment_id, "step": step + 1, "cost": bill.to_dict(), "loss": losses}
+                self._save(model, prepared, method, batches, state)
         bill.seconds = before + time.perf_counter() - started
-        bill.peak_memory_bytes = peak_memory_bytes(self.accelerator.device)
         bill.add(extra)
         progress.loss += losses
-        progress.cost.add(bill)
-        progress.cost_per_increment.append({"increment": name} | bill.to_dict())
+        progress.charge(name, bill, self.accelerator.device)
+        batches.end()
+        self._release(wrapped, model)
+
+    def _release(self, wrapped, model) -> None:
+        """The bare model again, the same on every process."""
+        self._agree_on_buffers(model)
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
+        # As from_pretrained makes it, so that a checkpoint gives the very bits that were evaluated.
+        model.to(memory_format=torch.contiguous_format)
+
+    def _take_up(self, model, method, optimizer, batches, increment_id: int) -> tuple[int, Cost, list[dict]]:
+        """Steps done, their bill and losses; weights, optimiser, method and batches are put where they stood."""
+        saved = read_state(self.state_folder) if self.args.resume else None
+        if saved is None or saved["increment_id"] != increment_id:
+            return 0, Cost(), []
+        method.load_state_dict(load_state(self.state_folder, model, optimizer))
+        # With more processes than before there is no state for each; a stream tells so, a table needs none.
+        batches.load_state_dict(saved["batches"][min(self.accelerator.process_index, len(saved["batches"]) - 1)])
+        if self.accelerator.scaler is not None and saved["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        return saved["step"], Cost(**saved["cost"]), saved["loss"]
+
+    def _share_batch_statistics(self, model) -> None:
+        """Batch normalisation that learns looks at the whole batch, not at each process's part of it."""
+        trunk = model.mclfir.trunk
+        learns = model.mclfir.trunk_trains and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules()
+        )
+        if not learns or self.accelerator.num_processes == 1:
+            return
+        if self.accelerator.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(trunk)
+        else:
+            logger.warning(
+                "the trunk learns with batch normalisation on several CPU processes: each normalises by its own part "
+                "of the batch, so this increment differs from a run in one process (on GPUs it does not)."
+            )
+
+    def _agree_on_buffers(self, model) -> None:
+        """Statistics that each process took from its own part of the batch: those of the first one stand."""
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def _optimizer(self, model) -> torch.optim.Optimizer:
         args = self.args
@@ -134,24 +186,21 @@ class IncrementTrainer:
             bad = [part for part, value in values.items() if not math.isfinite(value)]
             if bad:
                 raise FloatingPointError(
-                    f"The loss of increment {name!r} is not a number at step {step} ({values}). Lower --learning_rate, or "
-                    "use --mixed_precision no."
+                    f"The loss of increment {name!r} is not a number at step {step} ({values}). Lower "
+                    "--learning_rate, or use --mixed_precision no."
                 )
             rows.append({"increment": name, "step": step} | values)
             self.accelerator.log({f"{name}/{part}": value for part, value in values.items()}, step=offset + step)
         bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
         return rows
 
-    def _save(self, model, optimizer, method, increment_id: int, step: int, bill: Cost, losses: list[dict]) -> None:
+    def _save(self, model, optimizer, method, batches, state: dict) -> None:
         scaler = self.accelerator.scaler
+        state = self.identity() | state | {
+            "batches": gather_object([batches.state_dict()]),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
         if self.accelerator.is_main_process:
-            state = {
-                "increment_id": increment_id,
-                "step": step,
-                "cost": bill.to_dict(),
-                "loss": losses,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
             save_state(self.state_folder, model, optimizer.optimizer, method.state_dict(), state)
         self.accelerator.wait_for_everyone()
 

@@ -2,7 +2,9 @@
 """A run: its model, its progress, its settings; fresh, or taken up where it was stopped."""
 
 import json
+import os
 import platform
+import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +18,14 @@ from accelerate.utils import set_seed
 import modeling_mclfir
 
 from ..data.augmentation import Augmentation
+from ..data.collators import local_slice
 from ..data.table import ImageTable
 from ..evaluation import mean_score, summarise
 from ..metrics import backward_transfer, forgetting, forward_transfer
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
-from .checkpoint import STATE_FILE, increment_folder, load_increment, recover
+from .batches import IncrementBatches, StreamBatches
+from .checkpoint import STATE_FILE, increment_folder, load_increment, read_state, recover
 from .cost import Cost, count_flops
 from .feature_cache import FeatureCache
 from .loop import Progress
@@ -29,7 +33,7 @@ from .prompts import PromptEncoder
 
 logger = get_logger(__name__)
 # These may differ between a run and its resumption: they change nothing that is learned.
-_FREE = {"resume", "save_steps", "report_to", "plots", "output_dir", "cache_dir", "max_cache_gib", "num_workers"}
+_FREE = {"resume", "save_steps", "report_to", "plots", "output_dir", "cache_dir", "num_workers"}
 _MODEL_SETTINGS = (
     "adapter_policy", "base_training", "num_adapted_blocks", "out_indices", "lora_rank", "lora_alpha", "lora_dropout",
     "embed_dim", "head_rank", "gate_dim", "use_spatial_attention", "use_channel_attention",
@@ -37,12 +41,28 @@ _MODEL_SETTINGS = (
 
 
 def start_accelerator(args) -> Accelerator:
-    """accelerate, with the precision that `--mixed_precision` names and the trackers of `--report_to`."""
+    """
+    accelerate, with the precision that `--mixed_precision` names and the trackers of `--report_to`.
+
+    Raises:
+        ValueError: the batch does not divide into doublets for each process.
+    """
     precision = args.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     trackers = [] if args.report_to in ("", "none") else args.report_to.split(",")
-    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir)
+    # accelerate takes a process of torchrun on a machine without a GPU for a run of its own, unless it is told.
+    cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir
+    )
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "LOCAL_RANK" not in os.environ:
+        if "MASTER_PORT" in os.environ and accelerator.num_processes == 1:
+            logger.warning(
+                "`accelerate launch --cpu` starts one process, whatever --num_processes says. For several, use "
+                "`torchrun --nproc_per_node N train_mclfir.py …`, or --multi_gpu instead of --cpu."
+            )
+    local_slice(args.batch_size, accelerator.process_index, accelerator.num_processes)  # else an error, and now
     set_seed(args.seed)
     return accelerator
 
@@ -52,12 +72,14 @@ class Run:
     What the main script carries from increment to increment.
 
     Args:
+        data: `TrainingData`.
         settings: all arguments, for the report and for checking a resumption.
         num_finished: increments that are learned and saved.
     """
 
-    def __init__(self, model_args, data_args, args, accelerator: Accelerator):
+    def __init__(self, model_args, data_args, args, data, accelerator: Accelerator):
         self.model_args, self.data_args, self.args, self.accelerator = model_args, data_args, args, accelerator
+        self.data = data
         self.settings = asdict(model_args) | asdict(data_args) | asdict(args)
         self.output_dir = Path(args.output_dir)
         self.progress, self.num_finished = Progress(), 0
@@ -78,21 +100,65 @@ class Run:
             settings |= {"prompt_type": "text", "prompt_dim": self.prompts.dim}
         if arguments.trunk is None:
             raise ValueError("Name a trunk: --trunk ID_OR_FOLDER, or a --recipe that has one.")
+        set_seed(self.args.seed)  # whatever was drawn while the data were opened
         self.model = MclfirForImageRetrieval.from_trunk(arguments.trunk, pretrained=arguments.pretrained, **settings)
         trunk_id = arguments.trunk if isinstance(arguments.trunk, str) else None
         self.processor = MclfirImageProcessor.for_trunk(trunk_id, arguments.image_height, arguments.image_width)
 
     def take_up(self, folder: Path) -> None:
-        """The model and the progress of a checkpoint. ValueError where the settings are not those of the run."""
+        """The model and the progress of a checkpoint."""
         self.model, state, _ = load_increment(folder)
         self.processor = MclfirImageProcessor.from_pretrained(folder)
         self.progress, self.num_finished = Progress.from_dict(state["progress"]), state["num_finished"]
-        before = json.loads(json.dumps(state["settings"]))
-        now = json.loads(json.dumps(self.settings))
-        other = {key: (before.get(key), now[key]) for key in now if key not in _FREE and before.get(key) != now[key]}
+
+    def identity(self) -> dict:
+        """What makes it this run: saved with every state, compared by `check`; and the bad rows met so far."""
+        return {
+            "settings": self.settings,
+            "learned_from": {
+                "increments": [increment.to_dict() for increment in self.data.increments],
+                "rows": {split: len(table) for split, table in self.data.tables.items()},
+            },
+            "bad_rows": self.data.bad_rows.state_dict(),
+        }
+
+    def check(self, state: dict) -> None:
+        """Raises ValueError where a saved state is of a run with other settings, increments or data."""
+        before, now = state, json.loads(json.dumps(self.identity()))
+        other = [
+            f"{key}: {before[part].get(key)!r} before, {value!r} now"
+            for part in ("settings", "learned_from")
+            for key, value in now[part].items()
+            if key not in _FREE and before[part].get(key) != value
+        ]
         if other:
-            listed = ", ".join(f"{key}: {old!r} before, {new!r} now" for key, (old, new) in other.items())
-            raise ValueError(f"--resume needs the settings the run was started with; different are {listed}.")
+            raise ValueError(
+                f"--resume needs what the run in {self.output_dir} was started with; different are "
+                f"{'; '.join(other)}. Mend that, or choose another --output_dir."
+            )
+        self.data.bad_rows.load_state_dict(state["bad_rows"])
+
+    def batches(self, increment_id: int, teacher: bool) -> tuple[IncrementBatches | StreamBatches, Cost]:
+        """The batches of an increment, and the bill of the feature cache that they are read from."""
+        data_args, table, increment = self.data_args, self.data.tables["train"], self.data.increments[increment_id]
+        common = {
+            "num_views": data_args.num_views,
+            "processor": self.processor,
+            "augmentation": self.augmentation,
+            "accelerator": self.accelerator,
+            "plan_seed": (self.args.seed, increment_id),
+            "batch_size": self.args.batch_size,
+            "value_balance": self.args.value_balance,
+            "teacher": teacher,
+        }
+        if data_args.streaming:
+            batches = StreamBatches(
+                self.data.folder, table, increment, shuffle_buffer=data_args.shuffle_buffer,
+                bad_rows=self.data.bad_rows, max_bad_fraction=data_args.max_bad_fraction, **common,
+            )  # fmt: skip
+            return batches, Cost()
+        views, filling = self.cached_views(table)
+        return IncrementBatches(table, increment, views, **common), filling
 
     def begin_increment(self, increment_id: int, increment) -> None:
         """New heads and adapter, drawn from a seed of their own, and everything else frozen."""
@@ -107,7 +173,7 @@ class Run:
         """Cached features of all views of the training rows and the bill of filling; None where they can't be kept."""
         if self.cache is None or self.model.mclfir.trunk_trains or self.model.mclfir.units.opaque:
             return None, Cost()
-        views, filled = [], self.cache.num_filled
+        views, num_filled, started = [], 0, time.perf_counter()
         for view in range(self.data_args.num_views):
             features = self.cache.open(
                 self.model, self.processor, table, view, self.accelerator,
@@ -116,7 +182,13 @@ class Run:
             if features is None:
                 return None, Cost()
             views.append(features)
-        return views, Cost(flops=(self.cache.num_filled - filled) * self._flops_of_shared_part())
+            # A run pays for each file once, whoever filled it: a resumed run costs what an unbroken one does.
+            name = Path(features.filename).name
+            if name not in self.progress.cached:
+                self.progress.cached.append(name)
+                num_filled += len(table)
+        seconds = time.perf_counter() - started
+        return views, Cost(flops=num_filled * self._flops_of_shared_part(), seconds=seconds)
 
     def _flops_of_shared_part(self) -> int:
         size = self.processor.size
@@ -149,19 +221,22 @@ def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run
 
     Raises:
         FileExistsError: OUTPUT_DIR holds a run and `--resume` was not given.
-        ValueError: `--resume` with other settings than the run was started with.
+        ValueError: `--resume` with other settings, increments or data than the run was started with.
     """
-    run = Run(model_args, data_args, args, accelerator)
+    run = Run(model_args, data_args, args, data, accelerator)
     folders = [increment_folder(run.output_dir, index) for index in range(len(data.increments))]
     for folder in [*folders, run.output_dir / "last"]:
         if accelerator.is_main_process:
             recover(folder)
     accelerator.wait_for_everyone()
     finished = [folder for folder in folders if (folder / STATE_FILE).exists()]
-    if not args.resume and (finished or (run.output_dir / "last" / STATE_FILE).exists()):
+    saved = [*finished, *(folder for folder in [run.output_dir / "last"] if (folder / STATE_FILE).exists())]
+    if saved and not args.resume:
         raise FileExistsError(
             f"{run.output_dir} holds a run already. Add --resume to go on with it, or choose another --output_dir."
         )
+    for folder in saved[-1:]:
+        run.check(read_state(folder))
     if finished:
         run.take_up(finished[-1])
         logger.info(f"going on from {finished[-1]}")
@@ -173,7 +248,7 @@ def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run
     return run
 
 
-def build_report(run: Run, data, evaluate_on: str) -> dict:
+def build_report(run: Run) -> dict:
     """Everything that report.json holds; see README."""
     progress, config = run.progress, run.model.config
     rows = progress.history[-1] if progress.history else []
@@ -185,7 +260,7 @@ def build_report(run: Run, data, evaluate_on: str) -> dict:
     added = run.model.num_added_parameters()
     per_attribute = sum(added.values()) / max(1, len(config.attributes))
     return {
-        "increments": [increment.name for increment in data.increments],
+        "increments": [increment.name for increment in run.data.increments],
         "scores": progress.scores,
         "average": summarise(rows) if rows else None,
         "forgetting": forgetting(square) if square else None,
@@ -203,10 +278,10 @@ def build_report(run: Run, data, evaluate_on: str) -> dict:
             "added_per_attribute": per_attribute,
             "share_of_trunk": per_attribute / trunk,
         },
-        "data": data.describe(evaluate_on),
+        "data": run.data.describe(run.data_args.evaluate_on),
         "arguments": run.settings,
         "versions": _versions(),
-        "finished": learned == len(data.increments),
+        "finished": learned == len(run.data.increments),
     }
 
 

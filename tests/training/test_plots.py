@@ -126,6 +126,16 @@ def test_retrieval_examples_follow_the_metric(found):
         assert scores == sorted(scores, reverse=True)
 
 
+def test_photos_are_those_of_their_rows(found):
+    _, sides, _, examples = found
+    for example in examples:
+        for side, shown in zip(sides, ([example], example["results"]), strict=True):
+            values = side.table.values(example["attribute"])
+            labels = side.table.labels(example["attribute"])
+            photos = {side.table.image(row).tobytes(): labels[row] for row in range(len(side.table))}
+            assert [values[photos[entry["image"].tobytes()]] for entry in shown] == [entry["value"] for entry in shown]
+
+
 def test_full_ranking_gives_the_average_precision_of_the_metric(found, model):
     evaluator, sides, embeds, _ = found
     examples = retrieval_examples(model, evaluator, sides, embeds, INCREMENTS, num_queries=6, k=1000)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mclfir COMMAND …`: finds the command and hands it the rest of the line."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": ("modeling_mclfir.cli.train", "learn increments of attributes (the same as train_mclfir.py)"),
+    "embed": ("modeling_mclfir.cli.embed", "embed images with a checkpoint, one vector an attribute, into Parquet"),
+    "prepare": ("modeling_mclfir.cli.prepare", "a data set from its raw form to Parquet shards (data_scripts)"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `mclfir` command. A user's mistake ends in one line, not in a traceback."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        sys.exit(f"error: mclfir has no command {name!r}.\n{_usage()}")
+    command = importlib.import_module(COMMANDS[name][0])
+    try:
+        command.main(rest)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()]
+    return "usage: mclfir COMMAND …\n\n" + "\n".join(lines) + "\n\n`mclfir COMMAND --help` tells its flags.\n"

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mclfir prepare NAME …`: one of the data scripts."""
+
+import importlib
+import pkgutil
+
+
+def main(arguments: list[str]) -> None:
+    """Run data_scripts.NAME with the rest of the flags. ValueError for an unknown name."""
+    import data_scripts
+
+    names = sorted(module.name for module in pkgutil.iter_modules(data_scripts.__path__) if module.name != "command")
+    if not arguments or arguments[0] not in names:
+        given = arguments[0] if arguments else "nothing"
+        raise ValueError(f"mclfir prepare takes one of {names} and its flags; got {given}.")
+    importlib.import_module(f"data_scripts.{arguments[0]}").main(arguments[1:])

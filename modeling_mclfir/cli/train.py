@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mclfir train`: train_mclfir.py, wherever the package is installed."""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the main script with these flags."""
+    import train_mclfir
+
+    train_mclfir.main(arguments)
