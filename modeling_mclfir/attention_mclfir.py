@@ -100,19 +100,20 @@ class AttributeHeads(nn.Module):
         self.use_text = config.prompt_type == "text"
         self.fusion = self.spatial = self.channel = self.gain = self.projections = None
         # Without attention nothing reads a prompt, and distributed training refuses parameters that idle.
-        looks = config.use_spatial_attention
+        attends = config.use_spatial_attention or config.use_channel_attention
         if self.use_text:
             # Persistent: a model built on the meta device would come back with garbage in a buffer that is not saved.
             self.register_buffer("prompts", torch.zeros(num_attributes, config.prompt_dim))
-            self.prompt_projection = nn.Linear(config.prompt_dim, dim, bias=False) if looks else None
+            self.prompt_projection = nn.Linear(config.prompt_dim, dim, bias=False) if attends else None
         else:
-            self.prompts = nn.Parameter(torch.zeros(num_attributes, dim)) if looks else None
-        if looks:
+            self.prompts = nn.Parameter(torch.zeros(num_attributes, dim)) if attends else None
+        if attends:
             self.fusion = MultiLevelFusion(map_channels, dim)
-            self.spatial = AttributeSpatialAttention()
             self.gain = nn.Parameter(torch.ones(num_attributes, dim))
-            if config.use_channel_attention:
-                self.channel = AttributeChannelAttention(dim, config.gate_dim)
+        if config.use_spatial_attention:
+            self.spatial = AttributeSpatialAttention()
+        if config.use_channel_attention:
+            self.channel = AttributeChannelAttention(dim, config.gate_dim)
         if config.head_rank > 0:
             self.pooled_norm = nn.LayerNorm(pooled_dim, elementwise_affine=False)
             self.projections = LowRankProjections(num_attributes, pooled_dim, config.head_rank, dim)
@@ -133,11 +134,14 @@ class AttributeHeads(nn.Module):
         embeds, attention = 0, None
         if self.projections is not None:
             embeds = self.projections(self.pooled_norm(pooled))
-        if self.spatial is not None:
+        if self.fusion is not None:
             prompts = self.attribute_prompts()
             fused = self.fusion(feature_maps)  # (N, D, H, W)
-            attended, attention = self.spatial(fused.flatten(2), prompts)
-            attention = attention.unflatten(2, fused.shape[2:])
+            if self.spatial is not None:
+                attended, attention = self.spatial(fused.flatten(2), prompts)
+                attention = attention.unflatten(2, fused.shape[2:])
+            else:  # every place counts alike
+                attended = fused.mean(dim=(2, 3))[:, None].expand(-1, len(prompts), -1)
             gates = self.channel(attended, prompts) if self.channel is not None else 1.0
             embeds = embeds + attended * gates * self.gain
         # Normalised in float32: in half precision the squared sum of a long vector overflows.

@@ -89,8 +89,10 @@ class MclfirConfig(PreTrainedConfig):
         for name, value in (("embed_dim", embed_dim), ("lora_rank", lora_rank), ("gate_dim", gate_dim)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-        if not use_spatial_attention and head_rank < 1:
-            raise ValueError("A head needs use_spatial_attention=True or a head_rank above 0, else it sees nothing.")
+        if not (use_spatial_attention or use_channel_attention or head_rank > 0):
+            raise ValueError(
+                "A head needs use_spatial_attention, use_channel_attention or head_rank > 0, or it sees nothing."
+            )
         if prompt_type == "text" and not prompt_dim:
             raise ValueError("prompt_type='text' needs prompt_dim, the size of the text encoder's embeddings.")
         for increment in increments or []:

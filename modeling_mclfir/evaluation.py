@@ -157,6 +157,10 @@ def summarise(rows: list[dict]) -> dict:
     Means over attributes, unweighted, of the rows of `Evaluator.score`; beside them the mean weighted by queries
     (as ASEN's code prints it) and, over increments, the mean of their means. 0–1.
     """
+    # An attribute that no query has a positive for has no score (NaN) and takes no part in the means.
+    rows = [row for row in rows if row["num_queries"] > row["num_queries_without_positives"]]
+    if not rows:
+        raise ValueError("No attribute has a query with a positive in the gallery; there is nothing to score.")
     numbers = ("mean_average_precision", "random_ranking", "prior", "gain_over_random")
     summary = {name: float(np.mean([row[name] for row in rows])) for name in numbers}
     summary["gain_over_prior"] = float(
@@ -166,11 +170,11 @@ def summarise(rows: list[dict]) -> dict:
     scores = [row["mean_average_precision"] for row in rows]
     summary["mean_average_precision_by_queries"] = float(np.average(scores, weights=counts))
     names = dict.fromkeys(row["increment"] for row in rows)
-    by_increment = [mean_score([row for row in rows if row["increment"] == name]) for name in names]
-    summary["mean_average_precision_by_increments"] = float(np.mean(by_increment))
+    groups = [[row["mean_average_precision"] for row in rows if row["increment"] == name] for name in names]
+    summary["mean_average_precision_by_increments"] = float(np.mean([np.mean(group) for group in groups]))
     return summary
 
 
 def mean_score(rows: list[dict]) -> float:
     """Mean over attributes of MAP, 0–1: an entry a[i][j] of the score matrix."""
-    return float(np.mean([row["mean_average_precision"] for row in rows]))
+    return summarise(rows)["mean_average_precision"]

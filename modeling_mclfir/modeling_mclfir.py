@@ -364,7 +364,9 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
             raise ValueError(f"increment_id {increment_id} is not in 0..{len(self.heads) - 1}.")
         if attribute_ids is None:
             return list(range(known) if increment_id is None else self.config.attribute_range(increment_id))
-        wanted = [int(index) for index in attribute_ids]
+        if any(isinstance(index, bool) or not isinstance(index, int) for index in attribute_ids):
+            raise ValueError(f"attribute_ids must be whole numbers; got {list(attribute_ids)}.")
+        wanted = list(attribute_ids)
         wrong = [index for index in wanted if not 0 <= index < known]
         if wrong or not wanted:
             raise ValueError(f"attribute_ids must lie in 0..{known - 1} ({self.config.attributes}); got {wanted}.")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image preprocessing (floor 1; travels to the Hub with a checkpoint)."""
 
+from pathlib import Path
+
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
@@ -35,11 +37,10 @@ class MclfirImageProcessor(PilBackend):
         from transformers import AutoImageProcessor  # here: its module registers this one when it comes in
 
         statistics = {}
-        if trunk is not None:
-            try:
-                pretrained = AutoImageProcessor.from_pretrained(trunk, backend="pil")
+        # A folder may carry weights and configuration alone; a Hub id without a processor is an error worth seeing.
+        bare = trunk is not None and Path(trunk).is_dir() and not (Path(trunk) / "preprocessor_config.json").exists()
+        if trunk is not None and not bare:
+            pretrained = AutoImageProcessor.from_pretrained(trunk, backend="pil")
+            if pretrained.image_mean is not None and pretrained.image_std is not None:
                 statistics = {"image_mean": list(pretrained.image_mean), "image_std": list(pretrained.image_std)}
-            except OSError:
-                # A trunk folder may carry weights and configuration alone.
-                statistics = {}
         return cls(size={"height": height, "width": width}, **statistics)

@@ -44,7 +44,7 @@ def load_trunk(trunk: str | PreTrainedConfig | dict, pretrained: bool = True) ->
     if isinstance(trunk, PreTrainedConfig):
         model = AutoModel.from_config(getattr(trunk, "vision_config", trunk))
     elif pretrained:
-        model = AutoModel.from_pretrained(trunk, dtype=torch.float32)
+        model = AutoModel.from_pretrained(trunk, dtype=torch.float32, use_safetensors=True)
     else:
         model = AutoModel.from_config(AutoConfig.from_pretrained(trunk))
     model = getattr(model, "vision_model", model)

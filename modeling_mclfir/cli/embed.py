@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> None:
     model = MclfirForImageRetrieval.from_pretrained(args.checkpoint).to(device).eval()
     processor = MclfirImageProcessor.from_pretrained(args.checkpoint)
     attribute_ids = model.attribute_ids(args.attributes) if args.attributes else None
-    names = args.attributes or model.config.attributes
+    known = model.config.attributes
+    names = known if attribute_ids is None else [known[index] for index in attribute_ids]
     files = sorted(path for path in args.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{args.images} holds no image ({', '.join(sorted(_SUFFIXES))}).")

@@ -15,7 +15,7 @@ class PromptEncoder:
 
     def __init__(self, source: str):
         self.tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
         self.model = getattr(model, "text_model", model).eval()
         config = getattr(self.model.config, "text_config", self.model.config)
         self.dim = config.hidden_size
