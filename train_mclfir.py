@@ -14,6 +14,7 @@ from modeling_mclfir.evaluation import Evaluator, mean_score
 from modeling_mclfir.training.arguments import parse_arguments
 from modeling_mclfir.training.checkpoint import increment_folder, save_increment
 from modeling_mclfir.training.examples import attention_examples, retrieval_examples
+from modeling_mclfir.training.launch import processes_asked_for, start_all
 from modeling_mclfir.training.loop import IncrementTrainer
 from modeling_mclfir.training.open_data import open_data
 from modeling_mclfir.training.plots import draw_plots
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
         # Learn: new heads, a new adapter that starts from the last one; all else is frozen.
         run.begin_increment(increment_id, increment)
-        method.begin_increment(model, increment_id)
+        method.begin_increment(model, increment_id, run.num_values(increment))
         batches, filling = run.batches(increment_id, teacher=method.needs_teacher_view)
         trainer.train(model, method, batches, increment_id, progress, filling, data_args.num_workers)
         method.end_increment(model)
@@ -92,6 +93,9 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def command() -> None:
     """Entry point: a user's mistake ends in one line, not in a traceback."""
+    num_processes = processes_asked_for()
+    if num_processes > 1:
+        start_all(__file__, sys.argv[1:], num_processes)
     try:
         main()
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:

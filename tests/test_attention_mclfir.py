@@ -153,8 +153,17 @@ def test_a_head_is_the_sum_of_its_parts_normalised(channel, rank, prompt):
     assert attention.shape == (N, A, H, W)
 
 
-def test_without_spatial_attention_the_maps_are_not_read():
+def test_without_spatial_attention_every_place_counts_alike():
     built = heads(use_spatial_attention=False)
+    maps, pooled = inputs()
+    embeds, attention = built(maps, pooled)
+    assert attention is None
+    assert not torch.equal(built([torch.zeros_like(level) for level in maps], pooled)[0], embeds)
+    torch.testing.assert_close(built([level.flip(2, 3) for level in maps], pooled)[0], embeds)
+
+
+def test_without_any_attention_the_maps_are_not_read():
+    built = heads(use_spatial_attention=False, use_channel_attention=False)
     maps, pooled = inputs()
     embeds, attention = built(maps, pooled)
     assert attention is None

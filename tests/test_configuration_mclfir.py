@@ -83,7 +83,7 @@ def test_a_configuration_does_not_share_its_increments_with_what_was_given(confi
         ({"embed_dim": 12.5}, "embed_dim must be a whole number"),
         ({"lora_rank": 0}, "lora_rank must be"),
         ({"gate_dim": -1}, "gate_dim must be"),
-        ({"use_spatial_attention": False, "head_rank": 0}, "sees nothing"),
+        ({"use_spatial_attention": False, "use_channel_attention": False, "head_rank": 0}, "sees nothing"),
         ({"vision_config": {"hidden_size": 8}}, "model_type"),
         ({"increments": [{"name": "a", "attributes": ["x"]}, {"name": "a", "attributes": ["y"]}]}, "exists already"),
         ({"increments": [{"name": "a", "attributes": ["x"]}, {"name": "b", "attributes": ["x"]}]}, "new_values"),

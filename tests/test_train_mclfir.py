@@ -212,7 +212,7 @@ train_mclfir.main([*arguments, "--resume"])
 """
 
 
-def launch(script, *arguments, processes=2, timeout=240):
+def launch(script, *arguments, processes=2, timeout=240, flag="--multi_gpu"):
     """Run a script under accelerate launch, one thread a process."""
     import os
     import socket
@@ -227,7 +227,7 @@ def launch(script, *arguments, processes=2, timeout=240):
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--multi_gpu",
+        flag,
         "--num_processes",
         str(processes),
         "--num_machines",
@@ -286,3 +286,24 @@ def test_two_processes_give_the_run_of_one(run, tmp_path, tiny_data):
         json.loads((tmp_path / "two" / "streaming" / f"{name}.json").read_text()) for name in ("report", "unbroken")
     )
     assert resumed["loss"] == unbroken["loss"] and resumed["scores"] == unbroken["scores"]
+
+
+def test_the_command_of_the_readme_starts_two_processes(run, tmp_path, tiny_data):
+    settings = {"epochs": 1, "increments": write_increments(tmp_path / "one.json", [INCREMENTS[1]])}
+    flags = arguments(tiny_data, tmp_path / "two", **settings)
+    launch(train_mclfir.__file__, *flags, flag="--cpu")
+    one, two = run(name="one", **settings), json.loads((tmp_path / "two" / "report.json").read_text())
+    assert [row["loss"] for row in two["loss"]] == pytest.approx([row["loss"] for row in one["loss"]], abs=1e-5)
+    # Each process works out the loss over all rows, so two cost a little more than one: two it was.
+    assert one["cost"]["flops"] < two["cost"]["flops"] < 1.02 * one["cost"]["flops"]
+
+
+def test_a_launch_without_processes_to_add(monkeypatch):
+    from modeling_mclfir.training.launch import processes_asked_for
+
+    for name in ("ACCELERATE_USE_CPU", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes_asked_for() == 1
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert processes_asked_for() == 1  # pytest was not started with --num_processes

@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 
-from ..losses import InfoNCE, gather_rows, world_size
+from ..losses import InfoNCE, PrototypeInfoNCE, gather_rows, world_size
 
 
 class ContinualMethod:
@@ -21,9 +21,23 @@ class ContinualMethod:
     def __init__(self, settings):
         self.settings = settings
         self.loss = InfoNCE(temperature=settings.temperature, same_value=settings.same_value)
+        self.prototypes: PrototypeInfoNCE | None = None
 
-    def begin_increment(self, model: nn.Module, increment_id: int) -> None:
-        """`model` has just got its new heads and adapter and is set to train them."""
+    def begin_increment(self, model: nn.Module, increment_id: int, num_values: list[int] | None = None) -> None:
+        """
+        `model` has just got its new heads and adapter and is set to train them.
+
+        Args:
+            num_values: values of each attribute of the increment; needed where `prototype_weight` is above 0.
+        """
+        self.prototypes = None
+        if num_values is not None and self.settings.prototype_weight > 0:
+            prototypes = PrototypeInfoNCE(num_values, model.config.embed_dim, self.settings.temperature)
+            self.prototypes = prototypes.to(model.device)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the method itself learns beside the model."""
+        return [] if self.prototypes is None else list(self.prototypes.parameters())
 
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """
@@ -44,14 +58,26 @@ class ContinualMethod:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that a run stopped here needs to go on exactly: flat names → tensors."""
-        return {}
+        return {} if self.prototypes is None else {"prototypes": self.prototypes.prototypes.detach()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave; called after `begin_increment`."""
+        if self.prototypes is not None:
+            with torch.no_grad():
+                self.prototypes.prototypes.copy_(state["prototypes"])
 
-    def contrastive(self, embeds: torch.Tensor, batch: dict) -> torch.Tensor:
-        """InfoNCE of this process's embeds (n, A, D) against those of all processes; the same value on each."""
-        return self.loss(gather_rows(embeds), gather_rows(batch["labels"]), gather_rows(batch["image_ids"]))
+    def doublet_loss(self, embeds: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
+        """
+        The contrastive loss of this process's embeds (n, A, D) against those of all processes, the same on each:
+        `{"loss": …, "contrastive": …}` and, where `prototype_weight` is above 0, `"prototypes"`.
+        """
+        embeds, labels = gather_rows(embeds), gather_rows(batch["labels"])
+        contrastive = self.loss(embeds, labels, gather_rows(batch["image_ids"]))
+        if self.prototypes is None:
+            return {"loss": contrastive, "contrastive": contrastive.detach()}
+        prototypes = self.prototypes(embeds, labels, num_copies=world_size())
+        loss = contrastive + self.settings.prototype_weight * prototypes
+        return {"loss": loss, "contrastive": contrastive.detach(), "prototypes": prototypes.detach()}
 
     def for_average(self, loss: torch.Tensor) -> torch.Tensor:
         """Scale a loss over gathered rows so that averaged gradients are those of one process (see gather_rows)."""

@@ -29,8 +29,9 @@ class EmaDistillation(ContinualMethod):
         self.own: dict[str, torch.Tensor] = {}
         self.num_updates = 0
 
-    def begin_increment(self, model: nn.Module, increment_id: int) -> None:
+    def begin_increment(self, model: nn.Module, increment_id: int, num_values: list[int] | None = None) -> None:
         """The teacher starts as the student; what is frozen in the student is shared, not copied."""
+        super().begin_increment(model, increment_id, num_values)
         self.teacher = model.copy_trainable().requires_grad_(False).eval()
         student = _tensors(model)
         self.own = {name: tensor for name, tensor in _tensors(self.teacher).items() if tensor is not student[name]}
@@ -39,16 +40,12 @@ class EmaDistillation(ContinualMethod):
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """See `ContinualMethod.compute_loss`."""
         embeds = model(**batch["inputs"]).embeds
-        contrastive = self.contrastive(embeds, batch)
+        parts = self.doublet_loss(embeds, batch)
         with torch.no_grad():
             teacher_embeds = self.teacher(**batch["teacher_inputs"]).embeds
         distillation = self.distillation(gather_rows(embeds), gather_rows(teacher_embeds))
-        loss = contrastive + self.settings.distillation_weight * distillation
-        return {
-            "loss": self.for_average(loss),
-            "contrastive": contrastive.detach(),
-            "distillation": distillation.detach(),
-        }
+        loss = parts["loss"] + self.settings.distillation_weight * distillation
+        return parts | {"loss": self.for_average(loss), "distillation": distillation.detach()}
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
@@ -69,10 +66,11 @@ class EmaDistillation(ContinualMethod):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The teacher's own tensors and how often it was updated."""
-        return self.own | {"num_updates": torch.tensor(self.num_updates)}
+        return super().state_dict() | self.own | {"num_updates": torch.tensor(self.num_updates)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave."""
+        super().load_state_dict(state)
         self.num_updates = int(state["num_updates"])
         for name, tensor in self.own.items():
             tensor.copy_(state[name])

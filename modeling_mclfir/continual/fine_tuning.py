@@ -15,5 +15,5 @@ class FineTuning(ContinualMethod):
 
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """See `ContinualMethod.compute_loss`."""
-        contrastive = self.contrastive(model(**batch["inputs"]).embeds, batch)
-        return {"loss": self.for_average(contrastive), "contrastive": contrastive.detach()}
+        parts = self.doublet_loss(model(**batch["inputs"]).embeds, batch)
+        return parts | {"loss": self.for_average(parts["loss"])}

@@ -4,5 +4,6 @@
 from .distillation import EmbeddingDistillation
 from .gather import gather_rows, world_size
 from .info_nce import InfoNCE
+from .prototypes import PrototypeInfoNCE
 
-__all__ = ["EmbeddingDistillation", "InfoNCE", "gather_rows", "world_size"]
+__all__ = ["EmbeddingDistillation", "InfoNCE", "PrototypeInfoNCE", "gather_rows", "world_size"]

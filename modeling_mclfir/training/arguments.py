@@ -91,6 +91,7 @@ class RunArguments:
     temperature: float = field(default=0.1, metadata={"help": "of InfoNCE"})
     same_value: str = field(default="positives", metadata={"help": "positives, masked or negatives"})
     value_balance: float = field(default=1.0, metadata={"help": "1: values drawn uniformly; 0: as they occur"})
+    prototype_weight: float = field(default=0.5, metadata={"help": "of InfoNCE against learned prototypes of values"})
     ema_decay: float = field(default=0.99, metadata={"help": "of the teacher (ema_distillation)"})
     distillation_weight: float = field(default=1.0, metadata={"help": "weight of its term"})
     mixed_precision: str = field(default="auto", metadata={"help": "auto (bf16 where a GPU has it), no, bf16, fp16"})

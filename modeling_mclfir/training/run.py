@@ -56,12 +56,6 @@ def start_accelerator(args) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir
     )
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "LOCAL_RANK" not in os.environ:
-        if "MASTER_PORT" in os.environ and accelerator.num_processes == 1:
-            logger.warning(
-                "`accelerate launch --cpu` starts one process, whatever --num_processes says. For several, use "
-                "`torchrun --nproc_per_node N train_mclfir.py …`, or --multi_gpu instead of --cpu."
-            )
     local_slice(args.batch_size, accelerator.process_index, accelerator.num_processes)  # else an error, and now
     set_seed(args.seed)
     return accelerator
@@ -209,6 +203,10 @@ class Run:
         rows = [evaluator.score(sides, pooled, increment) for increment in increments]
         self.progress.initial_trunk = summarise([row for group in rows for row in group])
         self.progress.zero_shot = [mean_score(group) for group in rows]
+
+    def num_values(self, increment) -> list[int]:
+        """Values of each attribute of an increment, in the whole data set."""
+        return [len(self.data.tables["train"].values(attribute)) for attribute in increment.attributes]
 
     def close(self) -> None:
         """End the trackers."""

@@ -187,19 +187,3 @@ def test_a_batch_that_processes_cannot_share(monkeypatch, tmp_path, size, proces
     args = SimpleNamespace(mixed_precision="no", report_to="none", output_dir=str(tmp_path), batch_size=size, seed=0)
     with pytest.raises(ValueError, match=f"batch_size {size} cannot be shared by {processes} processes"):
         module.start_accelerator(args)
-
-
-def test_the_launch_that_starts_one_process_only(monkeypatch, caplog, tmp_path):
-    """What `accelerate launch --cpu --num_processes 2` leaves in the environment (accelerate 1.15)."""
-    import logging
-    from types import SimpleNamespace
-
-    from modeling_mclfir.training.run import start_accelerator
-
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    args = SimpleNamespace(mixed_precision="no", report_to="none", output_dir=str(tmp_path), batch_size=4, seed=0)
-    with caplog.at_level(logging.WARNING):
-        assert start_accelerator(args).num_processes == 1
-    assert "starts one process" in caplog.text and "torchrun" in caplog.text
