@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a continual method is to the training loop."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
 from ..losses import InfoNCE, PrototypeInfoNCE, gather_rows, world_size
 
 
-class ContinualMethod:
+class ContinualMethod(ABC):
     """
     A continual algorithm. The loop calls, for each increment: `begin_increment`; for each step `compute_loss` and,
     after the optimiser, `after_step`; at last `end_increment`.
@@ -39,6 +41,7 @@ class ContinualMethod:
         """What the method itself learns beside the model."""
         return [] if self.prototypes is None else list(self.prototypes.parameters())
 
+    @abstractmethod
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """
         One batch of this process → `{"loss": scalar to minimise, name: part, …}`.
@@ -48,12 +51,11 @@ class ContinualMethod:
             batch: `inputs` (keyword arguments of the model), `labels` (n, A), `image_ids` (n,) and, where
                 `needs_teacher_view`, `teacher_inputs`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say how its loss is computed.")
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module) -> None:  # noqa: B027  most methods have nothing to do here
         """The optimiser has just moved the student (the bare model, not its wrapper)."""
 
-    def end_increment(self, model: nn.Module) -> None:
+    def end_increment(self, model: nn.Module) -> None:  # noqa: B027  nor here
         """The increment is learned; drop or keep what the next ones need."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
