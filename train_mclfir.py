@@ -98,7 +98,7 @@ def command() -> None:
         start_all(__file__, sys.argv[1:], num_processes)
     try:
         main()
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = importlib.import_module(COMMANDS[name][0])
     try:
         command.main(rest)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from modeling_mclfir.cli.main import main
+from modeling_mclfir.data.table import load_tables
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_data, tmp_path_factory):
+    from tiny_runs import arguments
+
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    main(["train", *arguments(tiny_data, folder, epochs=0.5)])
+    return folder / "increment-02"
+
+
+@pytest.fixture(scope="module")
+def photos(tiny_data, tmp_path_factory):
+    table = load_tables(tiny_data)["query"]
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "inner").mkdir()
+    for row in range(5):
+        table.image(row).save(folder / "inner" / f"{row}.png")
+    return folder
+
+
+def embed(checkpoint, photos, output, *flags):
+    main(["embed", "--checkpoint", str(checkpoint), "--images", str(photos), "--output", str(output), *flags])
+    return pq.read_table(output)
+
+
+def test_embed_gives_every_attribute_of_every_image(checkpoint, photos, tmp_path):
+    from modeling_mclfir import MclfirForImageRetrieval, MclfirImageProcessor
+    from modeling_mclfir.data.images import decode_image
+
+    table = embed(checkpoint, photos, tmp_path / "vectors.parquet")
+    model = MclfirForImageRetrieval.from_pretrained(checkpoint)
+    processor = MclfirImageProcessor.from_pretrained(checkpoint)
+    images = [decode_image(photos / "inner" / f"{row}.png") for row in range(5)]
+    with torch.no_grad():
+        expected = model(processor(images, return_tensors="pt")["pixel_values"]).embeds
+    known = model.config.attributes
+    assert table["image"].to_pylist() == [f"inner/{row}.png" for row in range(5) for _ in known]
+    assert table["attribute"].to_pylist() == known * 5
+    assert torch.equal(torch.tensor(table["embed"].to_pylist()), expected.flatten(0, 1))
+
+
+def test_embed_some_attributes_and_says_what_is_wrong(checkpoint, photos, tmp_path):
+    table = embed(checkpoint, photos, tmp_path / "some.parquet", "--attributes", "colour")
+    assert table["attribute"].to_pylist() == ["colour"] * 5
+    with pytest.raises(SystemExit, match="Unknown attributes .*'hat'.*colour"):
+        embed(checkpoint, photos, tmp_path / "none.parquet", "--attributes", "hat")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="broken.jpg"):
+        embed(checkpoint, photos, tmp_path / "none.parquet")
+    assert not (tmp_path / "none.parquet").exists()
+    assert len(embed(checkpoint, photos, tmp_path / "rest.parquet", "--max_bad_fraction", "0.5")) == len(table) * 5
+    (photos / "broken.jpg").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dance"], "no command 'dance'"),
+        (["prepare", "nothing"], "stanford_clothing"),
+        (["embed", "--checkpoint", "x", "--images", "nowhere", "--output", "y"], "Hub|connect|x"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_help_lists_the_commands(capsys):
+    main([])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("train", "embed", "prepare"))
