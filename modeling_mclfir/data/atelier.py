@@ -31,9 +31,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "pocket": ("none", "patch", "flap", "slanted"),
 }
 INCREMENTS: list[dict] = [
-    {"name": "cut", "attributes": ["category", "sleeve_length", "hem_length", "fit"]},
-    {"name": "surface", "attributes": ["pattern", "colour"]},
-    {"name": "details", "attributes": ["neckline", "closure", "pocket"]},
+    # As a shop would: what every customer asks for first. It is also what a trunk without weights learns most from.
+    {"name": "basics", "attributes": ["category", "colour", "pattern", "neckline", "closure"]},
+    {"name": "lengths", "attributes": ["sleeve_length", "hem_length"]},
+    {"name": "tailoring", "attributes": ["fit", "pocket"]},
 ]
 # The categories an attribute applies to; for all others its value is None. An attribute not named applies to all.
 APPLIES_TO: dict[str, tuple[str, ...]] = {
