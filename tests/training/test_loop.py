@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from modeling_mclfir.continual import FineTuning
 from modeling_mclfir.training.loop import IncrementTrainer, Progress, _rate
 
 
@@ -60,13 +61,16 @@ def test_the_trunk_has_a_rate_of_its_own(make_model):
     model = make_model("resnet", base_training="first_increment", adapter_policy="per_increment")
     model.add_increment("cut", ["category"])
     model.set_trainable(0)
-    groups = trainer()._optimizer(model).param_groups
+    method = FineTuning(SimpleNamespace(temperature=0.1, same_value="positives", prototype_weight=1.0))
+    groups = trainer()._optimizer(model, method).param_groups
     assert [group["lr"] for group in groups] == [0.01, 0.1]
     assert sum(p.numel() for p in groups[0]["params"]) > 0
     model.add_increment("more", ["colour"])
     model.set_trainable(1)
-    (group,) = trainer()._optimizer(model).param_groups
-    assert group["lr"] == 0.1 and len(group["params"]) == sum(p.requires_grad for p in model.parameters())
+    method.begin_increment(model, 1, num_values=[3])
+    (group,) = trainer()._optimizer(model, method).param_groups
+    # The prototypes of the method learn beside the model.
+    assert group["lr"] == 0.1 and len(group["params"]) == 1 + sum(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("device, processes", [("cuda", 2), ("cpu", 2), ("cpu", 1)])
