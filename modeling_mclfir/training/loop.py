@@ -86,7 +86,7 @@ class IncrementTrainer:
         """Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`."""
         args, name = self.args, model.config.increments[increment_id]["name"]
         total = self.num_steps(batches.num_rows, increment_id)
-        # Convolutions train somewhat faster this way (tests/benchmarks/steps.py); the values of the weights are the same.
+        # Convolutions train somewhat faster this way (tests/benchmarks/steps.py); the weights keep their values.
         model.to(memory_format=torch.channels_last)
         self._share_batch_statistics(model)
         optimizer = self._optimizer(model, method)
