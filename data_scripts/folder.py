@@ -12,7 +12,7 @@ column an attribute; an empty cell where it is not known). If they are there, th
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_scripts.command import parser, run, write_folder
+from data_scripts.command import parser, run, write_annotations
 from modeling_mclfir.data.folder import read_folder
 from modeling_mclfir.data.shards import DatasetSummary
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
     command.add_argument("--licence", default="not stated", help='in the card, such as "cc0-1.0"')
     command.add_argument("--citation", default="", help="in the card")
     options = command.parse_args(arguments)
-    dataset = read_folder(
+    annotations = read_folder(
         options.source,
         options.labels,
         split=options.split,
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
         keep_duplicates=options.keep_duplicates,
     )
     name = options.name or options.source.resolve().name
-    return write_folder(dataset, options, name=name, licence=options.licence, citation=options.citation)
+    return write_annotations(annotations, options, name=name, licence=options.licence, citation=options.citation)
 
 
 if __name__ == "__main__":

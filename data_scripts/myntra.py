@@ -7,7 +7,7 @@ baseColour, season, year, usage, productDisplayName), split.csv (image, split), 
 
 from collections.abc import Sequence
 
-from data_scripts.command import parser, require_files, run, write_folder
+from data_scripts.command import parser, require_files, run, write_annotations
 from modeling_mclfir.data.folder import read_folder
 from modeling_mclfir.data.shards import DatasetSummary
 
@@ -20,14 +20,15 @@ DESCRIPTION = (
 )
 # masterCategory chooses the rows of the increments; year is a fact of the catalogue that no photo shows.
 ATTRIBUTES = ("gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage")
+# The images first: they alone may be absent.
 FILES = ("images", "labels.csv", "split.csv", "increments.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
     """Reads the folder and writes the data set."""
     options = parser("myntra", __doc__, source="folder with the four things above").parse_args(arguments)
-    require_files(options.source, FILES)
-    dataset = read_folder(
+    require_files(options.source, FILES[options.annotations_only :])
+    annotations = read_folder(
         options.source,
         "labels.csv",
         split="split.csv",
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
         product_id_column="id",
         attributes=ATTRIBUTES,
     )
-    return write_folder(dataset, options, name=NAME, licence=LICENCE, citation=CITATION, description=DESCRIPTION)
+    return write_annotations(
+        annotations, options, name=NAME, licence=LICENCE, citation=CITATION, description=DESCRIPTION
+    )
 
 
 if __name__ == "__main__":

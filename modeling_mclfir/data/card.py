@@ -5,19 +5,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .increments import increments_keys, load_increments
 
 if TYPE_CHECKING:
+    from .annotations import Check
     from .shards import DatasetSummary
+    from .source_images import ImageSettings
 
 MAX_VALUES = 50
 
 
 def dataset_card(
-    summary: DatasetSummary, increments: Any, *, name: str, licence: str, citation: str, description: str
+    summary: DatasetSummary,
+    increments: Any,
+    *,
+    name: str,
+    licence: str,
+    citation: str,
+    description: str,
+    columns: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    settings: ImageSettings | None = None,
 ) -> str:
     """The text of the card: the same for the same rows."""
     import yaml
@@ -36,19 +47,25 @@ def dataset_card(
                 # a folder written anew, or another one of the same name, would be read as it was the first time.
                 "description": f"content sha256:{content}",
                 "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in filled],
-            }
+            },
+            *(_table_config(table, rows, content) for table, rows in summary.tables.items() if any(rows.values())),
         ],
     }
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
         f"# {name}\n",
         f"{description.strip()}\n" if description.strip() else "",
+        *(f"{note.strip()}\n" for note in notes),
+        _images(settings),
         f"**Licence:** {licence}\n",
         "## Rows\n",
-        "`image`; `attributes`: attribute → value or null; `caption`; `product_id`. "
+        "`image`; `attributes`: attribute → value or null; `caption`; `product_id`" + _further(columns) + ". "
         "Read with `datasets.load_dataset(FOLDER)`, or with `streaming=True`.\n",
         _table(("split", "rows"), [*summary.counts.items(), ("all", sum(summary.counts.values()))]),
         _bad_rows(summary),
+        _duplicates(summary),
+        _tables(summary),
+        _checks(summary.checks),
         "## Increments\n",
         _increments(increments),
         "## Attributes\n",
@@ -75,6 +92,49 @@ def _bad_rows(summary: DatasetSummary) -> str:
         return "No row was left out as bad.\n"
     rows = [(cause, count, ", ".join(bad.examples[cause])) for cause, count in sorted(bad.counts.items())]
     return f"Left out as bad: {bad.total}.\n\n" + _table(("cause", "rows", "for example"), rows)
+
+
+def _table_config(table: str, rows: Mapping[str, int], content: str) -> dict[str, Any]:
+    return {
+        "config_name": table,
+        "description": f"content sha256:{content}",
+        "data_files": [{"split": split, "path": f"{table}/{split}-*.parquet"} for split in rows if rows[split]],
+    }
+
+
+def _further(columns: Sequence[str]) -> str:
+    return "".join(f"; `{name}`" for name in columns)
+
+
+def _images(settings: ImageSettings | None) -> str:
+    if settings is None or (settings.read and not settings.max_size):
+        return ""
+    if not settings.read:
+        return "**Without images:** prepared from the annotations only; `image` is null in every row.\n"
+    return f"Images are at most {settings.max_size} pixels long; larger ones were made smaller and written anew.\n"
+
+
+def _duplicates(summary: DatasetSummary) -> str:
+    copies = sum(summary.duplicates.values())
+    return f"Left out as byte-identical copies, the first of which is kept: {copies}.\n" if copies else ""
+
+
+def _tables(summary: DatasetSummary) -> str:
+    if not summary.tables:
+        return ""
+    rows = [(table, split, count) for table, splits in summary.tables.items() for split, count in splits.items()]
+    text = "## Further tables\n\nRead with `datasets.load_dataset(FOLDER, TABLE)`; they name images by `image_id`.\n\n"
+    text += _table(("table", "split", "rows"), rows)
+    for table, count in summary.dangling.items():
+        text += f"\nRows of `{table}` that name an image that is not in the data set: {count}.\n"
+    return text
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    if not checks:
+        return ""
+    rows = [(check.what, check.counted, "–" if check.published is None else check.published) for check in checks]
+    return "## Counts of the annotations\n\n" + _table(("what", "counted", "published"), rows)
 
 
 def _increments(content: Any) -> str:

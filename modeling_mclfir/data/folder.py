@@ -8,10 +8,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from .annotations import Again, Annotations, SourceImage, image_path
 from .images import BadRows
 from .increments import increments_keys, load_increments, read_increments_json
 from .labels import LabelFile, find_labels, open_labels
@@ -22,88 +23,42 @@ SPLIT_PERCENT = (60, 10, 8, 22)
 SplitRule = Callable[[Mapping[str, "str | None"]], "str | None"]
 
 
-@dataclass
-class FolderDataset:
-    """A folder that was looked through; the images are read while the rows are iterated.
-
-    Attributes:
-        source: the folder.
-        attributes: names, in order.
-        increments: content of increments.json.
-        counts: split → rows listed for it, before bad rows and duplicates are left out.
-        left_out: rows that the split file does not name.
-        bad_rows: what was skipped, filled while the rows are iterated.
-        duplicates: split → byte-identical copies left out (the first one is kept), filled likewise.
-    """
-
-    source: Path
-    attributes: tuple[str, ...]
-    increments: list | dict
-    counts: dict[str, int]
-    left_out: int
-    bad_rows: BadRows = field(default_factory=BadRows)
-    duplicates: Counter[str] = field(default_factory=Counter)
-    _layout: _Layout = field(default=None, repr=False)
-    # digest of an image → place of the row that keeps it, so that iterating again gives the same rows.
-    _keepers: dict[bytes, str] = field(default_factory=dict, repr=False)
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Rows of a split in the order of the label file, images as the bytes of their files.
-
-        Iterate the splits in the order of `SPLITS`, each once: of two copies the one read first is kept.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
-        return self._rows(split)
-
-    @property
-    def splits(self) -> dict[str, Iterator[dict[str, Any]]]:
-        """One iterator of rows a split, for `write_dataset`."""
-        return {split: self.rows(split) for split in SPLITS}
-
-    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
-        layout = self._layout
-        for place, cells in layout.table.rows():
-            if cells is None or cells[layout.image_column] is None:
-                if split == SPLITS[0]:  # such a row has no split; it is counted once, with the first one
-                    self.bad_rows.add("malformed" if cells is None else "missing", place)
-            elif layout.split_of(cells) == split:
-                row = self._row(cells, place, split)
-                if row is not None:
-                    yield row
-
-    def _row(self, cells: Mapping[str, str | None], place: str, split: str) -> dict[str, Any] | None:
-        layout = self._layout
-        for name, values in layout.known_values.items():
-            if cells[name] is not None and cells[name] not in values:
-                self.bad_rows.add("unknown_value", f"{place}: {name} is {cells[name]!r}")
-                return None
-        image = _read_image(self.source, cells[layout.image_column], self.bad_rows)
-        if image is None:
-            return None
-        digest = hashlib.blake2b(image["bytes"], digest_size=16).digest()
-        if not layout.keep_duplicates and self._keepers.setdefault(digest, place) != place:
-            self.duplicates[split] += 1
-            return None
-        return {
-            "image": image,
-            "attributes": {name: cells[name] for name in self.attributes},
-            "caption": cells[layout.caption_column] if layout.caption_column else None,
-            "product_id": cells[layout.product_id_column] if layout.product_id_column else None,
-        }
-
-
 @dataclass(frozen=True)
 class _Layout:
     """How the label file is read."""
 
+    source: Path
     table: LabelFile
     split_of: SplitRule
+    attributes: tuple[str, ...]
     image_column: str
     caption_column: str | None
     product_id_column: str | None
     known_values: dict[str, set[str]]
-    keep_duplicates: bool
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """The rows of a split, in the order of the label file."""
+        for _, cells in self.table.rows():
+            if self.cause(cells) is None and self.split_of(cells) == split:
+                yield {
+                    "image": SourceImage(self.source, cells[self.image_column]),
+                    "attributes": {name: cells[name] for name in self.attributes},
+                    "caption": cells[self.caption_column] if self.caption_column else None,
+                    "product_id": cells[self.product_id_column] if self.product_id_column else None,
+                }
+
+    def cause(self, cells: Mapping[str, str | None] | None) -> str | None:
+        """Why a row cannot be used, as far as the label file tells."""
+        if cells is None:
+            return "malformed"
+        if cells[self.image_column] is None:
+            return "missing"
+        return "unknown_value" if self.unknown(cells) else None
+
+    def unknown(self, cells: Mapping[str, str | None]) -> list[str]:
+        """The attributes whose value is none of the known ones."""
+        known = self.known_values.items()
+        return [name for name, values in known if cells[name] is not None and cells[name] not in values]
 
 
 def read_folder(
@@ -118,8 +73,12 @@ def read_folder(
     increments: str | os.PathLike | Sequence | Mapping | None = None,
     known_values: Mapping[str, Sequence[str]] | None = None,
     keep_duplicates: bool = False,
-) -> FolderDataset:
+    bad_rows: BadRows | None = None,
+) -> Annotations:
     """Looks through a folder of images and its labels; reads no image yet.
+
+    Rows that the label file alone shows to be bad are counted here. A split file is held in memory, about 0.2 GB for a
+    million rows; a column "split" of the labels is not.
 
     Args:
         source: the folder.
@@ -133,6 +92,7 @@ def read_folder(
         increments: path or content of an increments.json (default: the one in the folder, else one increment of all).
         known_values: attribute → its values; a row with another value is bad (default: values.json in the folder).
         keep_duplicates: keep byte-identical copies.
+        bad_rows: counter to use.
 
     Raises:
         FileNotFoundError: the folder or a named file is not there.
@@ -147,40 +107,39 @@ def read_folder(
         attributes = [name for name in table.columns if name not in others]
     content = _find_increments(source, increments, attributes)
     known = _find_values(source, known_values, attributes)
-    layout = _Layout(table, rule, image_column, caption_column, product_id_column, known, keep_duplicates)
-    counts = _count(layout)
+    layout = _Layout(source, table, rule, tuple(attributes), image_column, caption_column, product_id_column, known)
+    bad_rows = BadRows() if bad_rows is None else bad_rows
+    counts = _count(layout, bad_rows)
     left_out = counts.pop(None, 0)
     if not counts:
         raise ValueError(
             f"{table.path}: no image has a split; expected images named in the split file exactly as in the "
             f"column {image_column!r} of the labels"
         )
-    sizes = {name: counts[name] for name in SPLITS}
-    return FolderDataset(source, tuple(attributes), content, sizes, left_out, _layout=layout)
+    return Annotations(
+        attributes=layout.attributes,
+        increments=content,
+        splits={split: Again(layout.rows, split) for split in SPLITS},
+        counts={split: counts[split] for split in SPLITS},
+        notes=[f"{left_out} rows are left out: the split file does not name them."] if left_out else [],
+        bad_rows=bad_rows,
+        keep_duplicates=keep_duplicates,
+    )
 
 
-def _count(layout: _Layout) -> Counter[str | None]:
+def _count(layout: _Layout, bad_rows: BadRows) -> Counter[str | None]:
     """Rows a split (None: not named); refuses a path that leaves the folder before anything is written."""
     counts: Counter[str | None] = Counter()
-    for _, cells in layout.table.rows():
-        if cells is not None and cells[layout.image_column] is not None:
-            image_path(cells[layout.image_column])
-            counts[layout.split_of(cells)] += 1
+    for place, cells in layout.table.rows():
+        cause = layout.cause(cells)
+        if cause is not None:
+            names = layout.unknown(cells) if cause == "unknown_value" else []
+            detail = "".join(f": {name} is {cells[name]!r}" for name in names[:1])
+            bad_rows.add(cause, place + detail)
+            continue
+        image_path(cells[layout.image_column])
+        counts[layout.split_of(cells)] += 1
     return counts
-
-
-def image_path(listed: str) -> PurePosixPath:
-    """The path of an image inside its folder, with either kind of separator.
-
-    Raises:
-        ValueError: the path is absolute or leaves the folder.
-    """
-    path = PurePosixPath(PureWindowsPath(listed).as_posix())
-    if path.is_absolute() or PureWindowsPath(listed).drive or ".." in path.parts or "\0" in listed:
-        raise ValueError(
-            f"image path {listed!r} leaves the source folder; expected a path inside it, such as 'images/1.jpg'"
-        )
-    return path
 
 
 def split_by_hash(key: str) -> str:
@@ -191,21 +150,6 @@ def split_by_hash(key: str) -> str:
             return name
         place -= percent
     raise RuntimeError(f"SPLIT_PERCENT {SPLIT_PERCENT} does not add up to 100")
-
-
-def _read_image(source: Path, listed: str, bad_rows: BadRows) -> dict[str, Any] | None:
-    name = image_path(listed)
-    # On POSIX a backslash may be part of a name: the name as it is listed comes first.
-    for path in (source / listed, source / name):
-        try:
-            return {"bytes": path.read_bytes(), "path": str(name)}
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError:
-            bad_rows.add("unreadable", str(name))
-            return None
-    bad_rows.add("missing", str(name))
-    return None
 
 
 def _split_rule(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-CAUSES = ("missing", "truncated", "oversized", "too_small", "unreadable")
+CAUSES = ("missing", "truncated", "oversized", "too_small", "unreadable", "bad_box")
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 # Only formats that are pictures all through: Pillow would also start Ghostscript on an EPS file, for instance.
@@ -42,6 +42,10 @@ class BadImage(ValueError):  # noqa: N818 - says what it is, as the counter's `B
 
     def __str__(self) -> str:
         return self.args[1]
+
+
+class TooManyBadRowsError(ValueError):
+    """More rows are bad than a run may pass over."""
 
 
 class BadRows:
@@ -76,11 +80,11 @@ class BadRows:
         return "\n".join(lines)
 
     def check(self, total_rows: int, max_bad_fraction: float = 0.01) -> None:
-        """Raises ValueError, with the list, where more than `max_bad_fraction` of `total_rows` rows are bad."""
+        """Raises TooManyBadRowsError, with the list, where more than `max_bad_fraction` of `total_rows` are bad."""
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}; expected a share from 0 to 1, such as 0.01")
         if self.total > max_bad_fraction * total_rows:
-            raise ValueError(
+            raise TooManyBadRowsError(
                 f"{self.total} of {total_rows} rows are bad, more than the {max_bad_fraction:.2%} allowed. "
                 f"Mend or remove these rows, or allow a larger share with --max-bad-fraction.\n{self.summary()}"
             )

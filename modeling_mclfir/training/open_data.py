@@ -12,7 +12,7 @@ from ..data.atelier import ATTRIBUTES, INCREMENTS, SPLIT_SIZES, generate_split
 from ..data.folder import read_folder
 from ..data.images import DistinctBadRows
 from ..data.increments import Increment, check_increments, load_increments, reverse_increments, select_rows
-from ..data.prepare import write_dataset
+from ..data.prepare import write_annotations, write_dataset
 from ..data.schema import SPLITS
 from ..data.table import ImageTable, check_images, load_tables
 
@@ -136,17 +136,11 @@ def _draw_atelier(target: Path, seed: int) -> Path:
 
 def _prepare_folder(source: Path, target: Path, max_bad_fraction: float, bad_rows: DistinctBadRows) -> Path:
     if not (target / "README.md").exists():
-        dataset = read_folder(source)
-        dataset.bad_rows = bad_rows  # the reader counts as well
-        write_dataset(
+        write_annotations(
             target,
-            dataset.splits,
-            dataset.attributes,
-            dataset.increments,
+            read_folder(source, bad_rows=bad_rows),
             name=source.name,
             licence="unknown",
-            num_rows=dataset.counts,
             max_bad_fraction=max_bad_fraction,
-            bad_rows=bad_rows,
         )
     return target

@@ -2,17 +2,25 @@
 import json
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 from rows_for_tests import picture, write_csv
 
-from modeling_mclfir.data.folder import image_path, read_folder, split_by_hash
+from modeling_mclfir.data.annotations import image_path
+from modeling_mclfir.data.folder import read_folder, split_by_hash
+from modeling_mclfir.data.prepare import write_annotations
 from modeling_mclfir.data.schema import SPLITS
 
 OPTIONS = {"caption_column": "title", "product_id_column": "product"}
 
 
 def rows_of(dataset):
-    return {split: list(dataset.rows(split)) for split in SPLITS}
+    return {split: list(dataset.splits[split]) for split in SPLITS}
+
+
+def named(splits, name):
+    (row,) = [row for rows in splits.values() for row in rows if row["image"].listed == name]
+    return row
 
 
 def labels_of(folder):
@@ -30,21 +38,21 @@ def test_rows_of_a_plain_folder(photos):
     assert dataset.increments == [{"name": "all", "attributes": ["colour", "size"]}]
     splits = rows_of(dataset)
     assert {split: len(rows) for split, rows in splits.items()} == dataset.counts
-    assert sum(dataset.counts.values()) == 40 and dataset.bad_rows.total == 0 and not dataset.duplicates
-    (row,) = [row for rows in splits.values() for row in rows if row["image"]["path"] == "images/3.jpg"]
-    assert row["image"]["bytes"] == (photos / "images" / "3.jpg").read_bytes()  # kept as they are
+    assert sum(dataset.counts.values()) == 40 and dataset.bad_rows.total == 0
+    row = named(splits, "images/3.jpg")
+    assert row["image"].root == photos
     assert row["attributes"] == {"colour": "red", "size": None}  # an empty cell is no label
     assert row["caption"] == "number 3" and row["product_id"] == "1"
 
 
 def test_the_split_by_hash_is_stable_and_keeps_products_together(photos):
     splits = rows_of(read_folder(photos, **OPTIONS))
-    place = {row["image"]["path"]: split for split, rows in splits.items() for row in rows}
+    place = {row["image"].listed: split for split, rows in splits.items() for row in rows}
     assert all(place[f"images/{2 * i}.jpg"] == place[f"images/{2 * i + 1}.jpg"] for i in range(20))
     header, lines = labels_of(photos)
     write_labels(photos, header, lines[::-1])
     again = rows_of(read_folder(photos, **OPTIONS))
-    assert {row["image"]["path"]: split for split, rows in again.items() for row in rows} == place
+    assert {row["image"].listed: split for split, rows in again.items() for row in rows} == place
 
 
 def test_shares_of_the_split_by_hash():
@@ -55,7 +63,8 @@ def test_shares_of_the_split_by_hash():
 def test_split_file(photos):
     write_csv(photos / "split.csv", [{"image": f"images\\{i}.jpg", "split": SPLITS[i % 4]} for i in range(30)])
     dataset = read_folder(photos, **OPTIONS)
-    assert dataset.counts == {"train": 8, "val": 8, "query": 7, "gallery": 7} and dataset.left_out == 10
+    assert dataset.counts == {"train": 8, "val": 8, "query": 7, "gallery": 7}
+    assert "10 rows are left out" in dataset.notes[0]
     assert {split: len(rows) for split, rows in rows_of(dataset).items()} == dataset.counts
 
 
@@ -121,7 +130,7 @@ def test_parquet_labels(photos):
     (photos / "labels.csv").unlink()
     frame.to_parquet(photos / "labels.parquet")
     splits = rows_of(read_folder(photos, **OPTIONS))
-    (row,) = [row for rows in splits.values() for row in rows if row["image"]["path"] == "images/3.jpg"]
+    row = named(splits, "images/3.jpg")
     assert row["attributes"] == {"colour": "red", "size": None} and row["product_id"] == "1"
 
 
@@ -143,7 +152,11 @@ def test_oddities_of_csv_files(tmp_path):
     (tmp_path / "labels.csv").write_bytes("\r\n".join(lines).encode())  # and no newline at the end
     dataset = read_folder(tmp_path)
     assert dataset.attributes == ("colour", "a label")
-    rows = {row["image"]["path"]: row["attributes"] for rows in rows_of(dataset).values() for row in rows}
+    options = {"name": "n", "licence": "l", "progress": False}
+    write_annotations(tmp_path / "out", dataset, **options)  # finds the files, whatever their names are
+    rows = {}
+    for path in (tmp_path / "out" / "data").glob("*.parquet"):
+        rows |= {row["image"]["path"]: row["attributes"] for row in pq.read_table(path).to_pylist()}
     assert rows == {
         "with space.jpg": {"colour": "red", "a label": "x"},
         "ünï.jpg": {"colour": "NA", "a label": "nan"},  # words, not nulls
@@ -204,9 +217,14 @@ def test_bad_rows_are_counted_by_cause(photos):
     write_labels(photos, header, [*lines, "images/7.jpg,red", "images/7.jpg,red,S,t,1,more", ",red,S,t,1"])
     dataset = read_folder(photos, **OPTIONS)
     rows = rows_of(dataset)
-    assert dataset.bad_rows.counts == {"missing": 2, "unknown_value": 1, "malformed": 2}
+    assert dataset.bad_rows.counts == {"missing": 1, "unknown_value": 1, "malformed": 2}
     assert dataset.bad_rows.examples["unknown_value"] == ["labels.csv row 8: colour is 'reed'"]
-    assert sum(map(len, rows.values())) == 38
+    assert sum(map(len, rows.values())) == sum(dataset.counts.values()) == 39
+    rows_of(dataset)
+    assert dataset.bad_rows.total == 4  # reading the rows counts nothing twice
+    options = {"name": "n", "licence": "l", "progress": False, "max_bad_fraction": 0.2}
+    summary = write_annotations(photos.parent / "out", dataset, **options)
+    assert summary.bad_rows.counts["missing"] == 2 and sum(summary.counts.values()) == 38  # and the file that is gone
 
 
 def test_a_label_that_is_null_is_not_unknown(photos):
@@ -214,18 +232,17 @@ def test_a_label_that_is_null_is_not_unknown(photos):
     assert sum(map(len, rows_of(dataset).values())) == 40 and dataset.bad_rows.total == 0
 
 
-def test_copies_are_left_out_and_the_first_is_kept(photos):
+def test_copies_are_left_out_and_the_first_is_kept(photos, tmp_path):
     data = (photos / "images" / "4.jpg").read_bytes()
     for i in (9, 30):
         (photos / "images" / f"{i}.jpg").write_bytes(data)
     write_csv(photos / "split.csv", [{"image": f"images/{i}.jpg", "split": "train"} for i in range(40)])
     dataset = read_folder(photos, **OPTIONS)
-    names = [row["image"]["path"] for row in dataset.rows("train")]
-    assert len(names) == 38 and "images/4.jpg" in names and dataset.duplicates == {"train": 2}
-    assert [row["image"]["path"] for row in dataset.rows("train")] == names
-    assert sum(1 for _ in read_folder(photos, keep_duplicates=True).rows("train")) == 40
-
-
-def test_unknown_split_is_told_at_once(photos):
-    with pytest.raises(ValueError, match="split 'test'"):
-        read_folder(photos).rows("test")
+    options = {"name": "n", "licence": "l", "progress": False}
+    summary = write_annotations(tmp_path / "out", dataset, **options)
+    (path,) = (tmp_path / "out" / "data").glob("*.parquet")
+    names = [row["image"]["path"] for row in pq.read_table(path).to_pylist()]
+    assert len(names) == 38 and "images/4.jpg" in names and summary.duplicates == {"train": 2}
+    assert "copies, the first of which is kept: 2" in (tmp_path / "out" / "README.md").read_text()
+    kept = read_folder(photos, keep_duplicates=True)
+    assert write_annotations(tmp_path / "all", kept, **options).counts["train"] == 40

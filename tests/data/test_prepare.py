@@ -153,9 +153,20 @@ def test_bad_rows_are_left_out_counted_and_told(tmp_path):
     assert "Left out as bad: 6." in text and "| missing | 2 | train row 2, such.jpg |" in text
 
 
-def test_too_many_bad_rows_stop_the_run_and_leave_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"5 of 305 rows are bad, more than the 1.00% allowed(.|\n)*truncated: 1"):
+def test_too_many_bad_rows_stop_the_run(tmp_path, caplog):
+    message = r"5 of 305 rows are bad, more than the 1.00% allowed(.|\n)*truncated: 1"
+    with pytest.raises(ValueError, match=message):
         write(tmp_path / "set", splits={"train": bad_and_good()})
+    assert not (tmp_path / "set").exists() and "305 rows are done and kept in" in caplog.text
+    # What was done is of use to the same call with a larger share allowed.
+    summary = write(tmp_path / "set", splits={"train": bad_and_good()}, max_bad_fraction=0.02)
+    assert summary.resumed_at == 305 and summary.counts["train"] == 300 and summary.bad_rows.total == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_run_that_fails_before_its_first_shard_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="5 of 500 rows are bad"):
+        write(tmp_path / "set", splits={"train": bad_and_good(495)}, num_rows={"train": 500}, max_bad_fraction=0.002)
     assert not list(tmp_path.iterdir())
 
 
