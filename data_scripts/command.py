@@ -114,7 +114,7 @@ def write_annotations(
 def count(annotations: Annotations) -> DatasetSummary:
     """The counts of a data set, of which nothing is written."""
     summary = DatasetSummary(None, annotations.attributes, dict(annotations.counts), checks=tuple(annotations.checks))
-    summary.bad_rows = annotations.bad_rows
+    summary.notes, summary.bad_rows = tuple(annotations.notes), annotations.bad_rows
     summary.tables = {
         name: {split: sum(1 for _ in rows) for split, rows in table.splits.items()}
         for name, table in annotations.tables.items()
@@ -124,7 +124,7 @@ def count(annotations: Annotations) -> DatasetSummary:
 
 def _report(summary: DatasetSummary) -> str:
     """What a command says at its end."""
-    lines = []
+    lines = list(summary.notes)
     for check in summary.checks:
         verdict = ""
         if check.published is not None:

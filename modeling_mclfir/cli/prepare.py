@@ -9,7 +9,8 @@ def main(arguments: list[str]) -> None:
     """Run data_scripts.NAME with the rest of the flags. ValueError for an unknown name."""
     import data_scripts
 
-    names = sorted(module.name for module in pkgutil.iter_modules(data_scripts.__path__) if module.name != "command")
+    modules = pkgutil.iter_modules(data_scripts.__path__)
+    names = sorted(module.name for module in modules if module.name != "command" and not module.ispkg)
     if not arguments or arguments[0] not in names:
         given = arguments[0] if arguments else "nothing"
         raise ValueError(f"mclfir prepare takes one of {names} and its flags; got {given}.")

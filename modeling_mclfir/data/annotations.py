@@ -22,7 +22,8 @@ class SourceImage(NamedTuple):
     Attributes:
         root: the folder that the listed path is in.
         listed: the path as the annotation file has it, either kind of separator; must stay inside `root`.
-        box: (x1, y1, x2, y2) in pixels, to be cut out; the right and lower edges are not part of it.
+        box: (x1, y1, x2, y2) in pixels of the upright picture (EXIF orientation applied), to be cut out; the right and
+            lower edges are not part of it.
     """
 
     root: Path

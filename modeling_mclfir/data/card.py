@@ -27,7 +27,6 @@ def dataset_card(
     citation: str,
     description: str,
     columns: Sequence[str] = (),
-    notes: Sequence[str] = (),
     settings: ImageSettings | None = None,
 ) -> str:
     """The text of the card: the same for the same rows."""
@@ -55,7 +54,7 @@ def dataset_card(
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n",
         f"# {name}\n",
         f"{description.strip()}\n" if description.strip() else "",
-        *(f"{note.strip()}\n" for note in notes),
+        *(f"{note.strip()}\n" for note in summary.notes),
         _images(settings),
         f"**Licence:** {licence}\n",
         "## Rows\n",

@@ -145,8 +145,8 @@ def chain(digest: str, row: Mapping[str, Any]) -> str:
     elif isinstance(image, Mapping):
         image = (str(image.get("path")), hashlib.blake2b(image.get("bytes") or b"", digest_size=16).hexdigest())
     elif hasattr(image, "tobytes"):
-        image = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
-    rest = [value for name, value in row.items() if name != "image"]
+        image = (image.mode, image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest())
+    rest = {name: value for name, value in row.items() if name != "image"}
     return hashlib.blake2b(f"{digest}{image}{rest}".encode(errors="replace"), digest_size=16).hexdigest()
 
 

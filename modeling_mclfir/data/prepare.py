@@ -93,14 +93,14 @@ def write_dataset(
     unknown = [split for split in splits if split not in SPLITS]
     if unknown:
         raise ValueError(f"unknown splits {', '.join(map(repr, unknown))}; expected some of {', '.join(SPLITS)}")
-    for number, what in ((rows_per_shard, "rows_per_shard"), (num_proc, "num_proc"), (max_size or 1, "max_size")):
+    for number, what in ((rows_per_shard, "rows_per_shard"), (num_proc, "num_proc"), (1 if max_size is None else max_size, "max_size")):
         if number < 1:
             raise ValueError(f"{what} is {number}; expected 1 or more")
     content = read_increments_json(increments)
     for key in increments_keys(content) if content else ():
         load_increments(content, attributes, key=key)
 
-    summary = DatasetSummary(output, tuple(attributes), checks=tuple(checks))
+    summary = DatasetSummary(output, tuple(attributes), checks=tuple(checks), notes=tuple(notes))
     summary.bad_rows = BadRows() if bad_rows is None else bad_rows
     summary.value_counts = {attribute: Counter() for attribute in attributes}
     settings = ImageSettings(read=not annotations_only, check=check_images, max_size=max_size)
@@ -132,7 +132,7 @@ def write_dataset(
         _write_text(writer.folder.parent / "increments.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         card = dataset_card(
             summary, content, name=name, licence=licence, citation=citation, description=description,
-            columns=tuple(columns or ()), notes=notes, settings=settings,
+            columns=tuple(columns or ()), settings=settings,
         )  # fmt: skip
         _write_text(writer.folder.parent / "README.md", card)
         _put_in_place(writer.folder.parent, output)

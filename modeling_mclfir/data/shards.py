@@ -43,6 +43,7 @@ class DatasetSummary:
         tables: name → split → rows.
         dangling: table → rows of it that name an image that is not there.
         checks: counts that were published beside those found.
+        notes: how the rows were made.
         bad_rows: what was skipped.
         resumed_at: rows of the source that an earlier, interrupted run had done.
     """
@@ -57,6 +58,7 @@ class DatasetSummary:
     tables: dict[str, dict[str, int]] = field(default_factory=dict)
     dangling: dict[str, int] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
     bad_rows: BadRows = field(default_factory=BadRows)
     resumed_at: int = 0
 

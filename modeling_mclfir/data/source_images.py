@@ -96,14 +96,14 @@ class ImagePool:
         iterator, waiting = iter(rows), deque()
         window = 2 * self.num_proc + 4
         while True:
-            while len(waiting) < window and (chunk := list(islice(iterator, _ROWS_PER_TASK))):
-                tasks = [(row.get("image"), f"{split} row {first + i}") for i, row in enumerate(chunk)]
-                first += len(chunk)
-                waiting.append((chunk, self._executor.submit(_prepare_all, tasks, self.settings)))
-            if not waiting:
-                return
-            chunk, future = waiting.popleft()
             try:
+                while len(waiting) < window and (chunk := list(islice(iterator, _ROWS_PER_TASK))):
+                    tasks = [(row.get("image"), f"{split} row {first + i}") for i, row in enumerate(chunk)]
+                    first += len(chunk)
+                    waiting.append((chunk, self._executor.submit(_prepare_all, tasks, self.settings)))
+                if not waiting:
+                    return
+                chunk, future = waiting.popleft()
                 images = future.result()
             except BrokenProcessPool as error:
                 raise ChildProcessError(

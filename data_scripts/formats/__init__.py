@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formats that annotation files come in; what several data scripts share."""
