@@ -16,19 +16,23 @@ the five other images of the group. The extended captions (captions_ext) are lef
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from data_scripts.command import parser, require_files, run, write_annotations
 from data_scripts.formats.composed_pairs import Pair, composed_table, count_blank, read_json_of
-from data_scripts.formats.text_files import find
+from data_scripts.formats.line_counts import LineCounter, bad_lines
+from data_scripts.formats.text_files import exists, find
 from modeling_mclfir.data.annotations import Again, Annotations, Check, SourceImage, image_path
 from modeling_mclfir.data.images import BadRows
 from modeling_mclfir.data.schema import FURTHER_COLUMNS
 from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "CIRR"
-LICENCE = "annotations: MIT; the images are those of NLVR2, under its terms of use, and may not be passed on"
+LICENCE = (
+    "annotations: MIT; the images are those of NLVR2, under its terms of use as far as is known, not to be passed on"
+)
 CITATION = """@inproceedings{liu2021cirr,
   title = {Image Retrieval on Real-life Images with Pre-trained Vision-and-Language Models},
   author = {Liu, Zheyuan and Rodriguez-Opazo, Cristian and Teney, Damien and Gould, Stephen},
@@ -66,16 +70,16 @@ def read(source: Path) -> Annotations:
     places = (source, source / "cirr", source / "cirr_dataset")
     base = next((place for place in places if (place / "captions").is_dir()), source)
     require_files(base, FILES)
-    bad_rows = BadRows()
+    bad_rows, counter = BadRows(), LineCounter()
     images = {part: _read_images(find(base, f"image_splits/split.rc2.{part}.json"), bad_rows) for part in PARTS}
     notes = []
     pairs: dict[str, list[Pair]] = {}
     for part in PARTS:
-        if part == "train" and not any((base / f"{TRAIN_CAPTIONS}{end}").is_file() for end in ("", ".gz")):
+        if part == "train" and not exists(base, TRAIN_CAPTIONS):
             pairs[part] = []
             notes.append(f"{TRAIN_CAPTIONS} was not in the source: the split train of the table `composed` is empty.")
         else:
-            pairs[part] = _read_pairs(find(base, f"captions/cap.rc2.{part}.json"), part, set(images[part]), bad_rows)
+            pairs[part] = _read_pairs(find(base, f"captions/cap.rc2.{part}.json"), part, set(images[part]), counter)
     rows = _split_images(images)
     roots = {folder: _image_root(source, base, folder) for folder in _top_folders(images)}
     return Annotations(
@@ -88,6 +92,7 @@ def read(source: Path) -> Annotations:
         checks=_checks(images, pairs),
         notes=[*notes, _note(pairs)],
         bad_rows=bad_rows,
+        bad_lines=bad_lines({"pair": counter}),
     )
 
 
@@ -102,17 +107,18 @@ def _read_images(path: Path, bad_rows: BadRows) -> dict[str, str]:
     return images
 
 
-def _read_pairs(path: Path, part: str, known: set[str], bad_rows: BadRows) -> list[Pair]:
+def _read_pairs(path: Path, part: str, known: set[str], counter: LineCounter) -> list[Pair]:
     pairs: dict[str, Pair] = {}
     for index, item in enumerate(read_json_of(path, list)):
+        counter.read += 1
         where = f"{path.name} pair {index}"
         pair = _pair(item, part)
         if pair is None:
-            bad_rows.add("malformed", where)
+            counter.add("malformed", where)
         elif not {pair.reference, pair.target, *pair.subset} - {None} <= known:
-            bad_rows.add("unknown_image", where)
+            counter.add("unknown_image", where)
         elif pair.query_id in pairs:
-            bad_rows.add("duplicate", f"{where}: pairid {pair.query_id}")
+            counter.add("duplicate", f"{where}: pairid {pair.query_id}")
         else:
             pairs[pair.query_id] = pair
     return list(pairs.values())
@@ -128,7 +134,9 @@ def _pair(item: Any, part: str) -> Pair | None:
         subset = [name for name in group if name != reference]
         scores = [float(score) for score in soft.values()]
         query_id = str(int(item["pairid"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    if not all(map(isfinite, scores)):
         return None
     if not all(isinstance(name, str) for name in (reference, *group, *soft, *([target] if has_target else []))):
         return None

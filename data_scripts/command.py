@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_scripts.formats.text_files import exists
 from modeling_mclfir.data.annotations import Annotations
 from modeling_mclfir.data.increments import read_increments_json
 from modeling_mclfir.data.prepare import write_annotations as write
@@ -61,7 +62,7 @@ def run(main: Callable[[Sequence[str] | None], DatasetSummary]) -> None:
 
 def require_files(source: Path, names: Sequence[str]) -> None:
     """Raises FileNotFoundError, naming all that is missing, where `source` is another folder; `NAME.gz` will do."""
-    missing = [name for name in names if not (source / name).exists() and not (source / f"{name}.gz").is_file()]
+    missing = [name for name in names if not exists(source, name)]
     if missing:
         raise FileNotFoundError(
             f"{source} is not the expected folder; missing: {', '.join(missing)} (expected: {', '.join(names)}). "
@@ -114,6 +115,7 @@ def write_annotations(
 def count(annotations: Annotations) -> DatasetSummary:
     """The counts of a data set, of which nothing is written."""
     summary = DatasetSummary(None, annotations.attributes, dict(annotations.counts), checks=tuple(annotations.checks))
+    summary.bad_lines = dict(annotations.bad_lines)
     summary.notes, summary.bad_rows = tuple(annotations.notes), annotations.bad_rows
     summary.tables = {
         name: {split: sum(1 for _ in rows) for split, rows in table.splits.items()}
@@ -135,6 +137,9 @@ def _report(summary: DatasetSummary) -> str:
         lines.append(f"table {name}: " + ", ".join(f"{split} {rows:,}" for split, rows in splits.items()))
         if summary.dangling.get(name):
             lines.append(f"table {name}: {summary.dangling[name]:,} rows name an image that is not there")
+    for kind, bad in summary.bad_lines.items():
+        if bad.counter.total:
+            lines.append(f"of {bad.total:,} {kind} lines: {bad.counter.summary('line')}")
     copies = sum(summary.duplicates.values())
     if copies:
         lines.append(f"left out: {copies} byte-identical copies (the first of each is kept)")

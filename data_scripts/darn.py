@@ -15,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_scripts.command import parser, run, write_annotations
-from data_scripts.formats.asen_meta import attribute_increments, meta_checks, read_meta
-from data_scripts.formats.asen_rows import Labelled, image_root, labelled_rows, listed_splits
+from data_scripts.formats.asen_meta import meta_checks, read_meta
+from data_scripts.formats.asen_rows import Labelled, image_root, labelled_rows, listed_splits, second_values_note
+from data_scripts.formats.image_files import image_file
+from data_scripts.formats.increment_lists import attribute_increments
+from data_scripts.formats.line_counts import LineCounter, bad_lines
 from data_scripts.formats.text_files import lines
 from modeling_mclfir.data.annotations import Again, Annotations, Check, image_path
 from modeling_mclfir.data.images import BadRows
@@ -24,7 +27,7 @@ from modeling_mclfir.data.schema import FURTHER_COLUMNS, table_features
 from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "DARN"
-LICENCE = "none stated; research use, cite the paper; the photos belong to the shops and their customers"
+LICENCE = "none stated, as far as is known; research use, cite the paper; the photos belong to shops and customers"
 CITATION = """@inproceedings{huang2015cross,
   title = {Cross-Domain Image Retrieval with a Dual Attribute-Aware Ranking Network},
   author = {Huang, Junshi and Feris, Rogerio S. and Chen, Qiang and Yan, Shuicheng},
@@ -61,14 +64,15 @@ def read(source: Path, meta: Path | None = None, urls: Path | None = None) -> An
         FileNotFoundError: lists are missing; all of them are named.
         ValueError: a file has another form, or a path leaves its folder.
     """
-    bad_rows = BadRows()
+    bad_rows, addresses = BadRows(), LineCounter()
     lists = read_meta(meta or source, "DARN", bad_rows)
-    splits = listed_splits(lists, bad_rows)
+    splits = listed_splits(lists)
     checks = [*meta_checks(lists, PUBLISHED), Check("train images", len(splits["train"]))]
     notes = [f"{note} The split train is empty; to train, both files are needed." for note in lists.notes]
+    notes += second_values_note(lists, "The first one of the line is the label.")
     root = image_root(source, lists.folder, ("pic",))
     if urls is not None:
-        splits, absent, note = _only_present(root, splits, _read_urls(urls, bad_rows), urls.name)
+        splits, absent, note = _only_present(root, splits, _read_urls(urls, addresses), urls.name)
         checks.append(Check("listed images that are absent", absent))
         notes.append(note)
     value_names = [[str(value) for value in range(count)] for count in lists.num_values]
@@ -83,18 +87,20 @@ def read(source: Path, meta: Path | None = None, urls: Path | None = None) -> An
         checks=checks,
         notes=notes,
         bad_rows=bad_rows,
+        bad_lines={**lists.bad_lines, **bad_lines({"address": addresses})},
     )
 
 
-def _read_urls(path: Path, bad_rows: BadRows) -> set[str]:
+def _read_urls(path: Path, counter: LineCounter) -> set[str]:
     """The paths that an address is known for."""
     known = set()
     for number, line in lines(path):
+        counter.read += 1
         name, *address = _BEFORE_URL.split(line.strip(), maxsplit=1)
         if name and address:
             known.add(str(image_path(name)))
         else:
-            bad_rows.add("malformed", f"{path.name} line {number}")
+            counter.add("malformed", f"{path.name} line {number}")
     return known
 
 
@@ -102,7 +108,7 @@ def _only_present(
     root: Path, splits: Mapping[str, list[Labelled]], known: set[str], list_name: str
 ) -> tuple[dict[str, list[Labelled]], int, str]:
     """The rows whose image is there, the number of those that are not, and a note on them."""
-    kept = {split: [item for item in items if _is_there(root, item.image)] for split, items in splits.items()}
+    kept = {split: [item for item in items if image_file(root, item.image)] for split, items in splits.items()}
     total, there = (sum(map(len, part.values())) for part in (splits, kept))
     if not there:
         return dict(splits), total, f"None of {total} listed images is in --source; every row is kept, to be counted."
@@ -114,10 +120,6 @@ def _only_present(
         f"{addressed} of them. The protocol asks for all of them: figures differ from the published ones by that."
     )
     return kept, total - there, note
-
-
-def _is_there(root: Path, listed: str) -> bool:
-    return (root / listed).is_file() or (root / image_path(listed)).is_file()
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary | None:

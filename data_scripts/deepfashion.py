@@ -21,7 +21,7 @@ from pathlib import Path
 
 from data_scripts.command import parser, run, write_annotations
 from data_scripts.formats.asen_meta import find_lists, read_meta
-from data_scripts.formats.deepfashion_asen import read_asen
+from data_scripts.formats.deepfashion_asen import read_asen, several_tags_note
 from data_scripts.formats.deepfashion_files import (
     BOXES,
     CATEGORY_NAMES,
@@ -31,16 +31,20 @@ from data_scripts.formats.deepfashion_files import (
     TAG_NAMES,
     Box,
     OfficialFiles,
-    draw,
 )
 from data_scripts.formats.deepfashion_rows import Item, Rows, image_root, tag_checks
+from data_scripts.formats.line_counts import bad_lines
+from data_scripts.formats.stable_hash import draw, split_by_shares
 from modeling_mclfir.data.annotations import Annotations, Check
 from modeling_mclfir.data.images import MIN_SIDE, BadRows
 from modeling_mclfir.data.schema import SPLITS
 from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "DeepFashion Category and Attribute Prediction"
-LICENCE = "non-commercial research and education only, by the agreement of the authors; the photos belong to the shops"
+LICENCE = (
+    "as far as is known: non-commercial research and education only, by an agreement with the authors; the photos "
+    "belong to the shops"
+)
 CITATION = """@inproceedings{liu2016deepfashion,
   title = {DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations},
   author = {Liu, Ziwei and Luo, Ping and Qiu, Shi and Wang, Xiaogang and Tang, Xiaoou},
@@ -56,7 +60,7 @@ PROTOCOLS = ("one-tag", "all-tags")
 IMAGES, CATEGORIES = 289_222, 50
 PARTS = {"train": 209_222, "val": 40_000, "test": 40_000}
 # One image of the part test in five asks, the other four are searched, as in ASEN's lists.
-TEST_SPLITS = ("query", "gallery", "gallery", "gallery", "gallery")
+TEST_SHARES = {"query": 1, "gallery": 4}
 
 _OFFICIAL = (TAG_NAMES, IMAGE_TAGS, CATEGORY_NAMES, IMAGE_CATEGORIES, PARTITION)
 
@@ -75,8 +79,9 @@ def read(
         source: folder with the files above; no image needs to be there.
         meta: folder with ASEN's lists; `source` where None.
         split: "asen" or "official"; None: "asen" where the lists are there.
-        protocol: "one-tag" gives an image a label for the one tag that was sampled for it, "all-tags" one for each
-            type that it has a tag of; None: "one-tag" for asen, "all-tags" for official.
+        protocol: "one-tag" gives an image of val and test a label for the one tag that was sampled for it, "all-tags"
+            one for each type that it has a tag of, as both do in train; None: "one-tag" for asen, "all-tags" for
+            official.
         crop: give images the box of list_bbox.txt.
 
     Raises:
@@ -139,7 +144,10 @@ def _read_official(files: OfficialFiles, protocol: str, boxes: Mapping[str, Box]
     parts = files.partition()
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for image, part in parts.items():
-        splits[draw(f"{image}\ttest", TEST_SPLITS) if part == "test" else part].append((image, None, ()))
+        split = split_by_shares(f"{image}\ttest", TEST_SHARES) if part == "test" else part
+        found = tags.get(image, ())
+        drawn = (draw(image, found),) if found and protocol == "one-tag" and split != "train" else found
+        splits[split].append((image, drawn, ()))
     rows = Rows(image_root(files.source), vocabulary, tags, protocol, boxes, categories)
     counted = Counter(parts.values())
     checks = [
@@ -155,14 +163,17 @@ def _read_official(files: OfficialFiles, protocol: str, boxes: Mapping[str, Box]
         "Split: the official partition; its part test is divided by a hash of the path into query (about a fifth) and "
         "gallery.",
         (
-            "Protocol one-tag: one tag of each image, drawn by a hash of its path, is its label."
+            "Protocol one-tag: one tag of each image of val and test, drawn by a hash of its path, is its label; an "
+            "image of train has a label for each type that it has a tag of."
             if protocol == "one-tag"
             else "Protocol all-tags: an image has a label for each type that it has a tag of, drawn by a hash of path "
             "and type."
         )
         + " The column tags has all its tags, and its category: an image is relevant where its tags hold the query's.",
+        *several_tags_note(vocabulary, splits["train"]),
     ]
-    return rows.annotations(splits, checks=checks, notes=notes, bad_rows=files.bad_rows)
+    lines_read = bad_lines(files.line_counters)
+    return rows.annotations(splits, checks=checks, notes=notes, bad_rows=files.bad_rows, bad_lines=lines_read)
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary | None:
@@ -178,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> DatasetSummary | None:
         "--protocol",
         choices=PROTOCOLS,
         default=None,
-        help="labels of an image: of its one sampled tag (default with asen), or of each type (with official)",
+        help="labels of val and test: of one sampled tag of an image (default with asen), or of each type (official)",
     )
     command.add_argument("--crop", action="store_true", help=f"cut the images to the boxes of {BOXES}")
     options = command.parse_args(arguments)

@@ -9,22 +9,23 @@ Expected in --source:
                                                                         kind_score_x1_x2_y1_y2 for each box
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_scripts.command import parser, require_files, run, write_annotations
 from data_scripts.formats.detection_boxes import Box, pixel_box, read_boxes, to_number
+from data_scripts.formats.line_counts import LineCounter, bad_lines
 from data_scripts.formats.one_word_differences import WordChange, draw_pairs, first_difference
-from data_scripts.formats.text_files import find, lines
+from data_scripts.formats.stable_hash import share
+from data_scripts.formats.text_files import exists, find, lines
 from modeling_mclfir.data.annotations import Again, Annotations, Check, SourceImage, Table, image_path
 from modeling_mclfir.data.images import BadRows
 from modeling_mclfir.data.schema import COMPOSED, FURTHER_COLUMNS, table_features
 from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "Fashion200K"
-LICENCE = "not stated with the data; take it as research only, do not pass it on; the photos belong to the shops"
+LICENCE = "not stated, as far as is known; take it as research only, do not pass it on; the photos belong to the shops"
 CITATION = """@inproceedings{han2017automatic,
   title = {Automatic Spatially-Aware Fashion Concept Discovery},
   author = {Han, Xintong and Wu, Zuxuan and Huang, Phoenix X. and Zhang, Xiao and Zhu, Menglong and Li, Yuan and
@@ -100,20 +101,21 @@ def read(
         )
     require_files(source, [LABELS.format(name, part) for part in ("train", "test") for name in CATEGORIES])
     bad_rows, checks = BadRows(), []
+    counters = {"query": LineCounter(), "detection": LineCounter()}
     train = _read_labels(source, "train", bad_rows, checks)
     test = _read_labels(source, "test", bad_rows, checks)
     parts: dict[str, list[Item]] = {"train": [], "val": [], "gallery": test}
     for item in train:
-        parts["val" if _share(item.product_id, seed) < val_fraction else "train"].append(item)
+        parts["val" if share(f"{seed}\0{item.product_id}") < val_fraction else "train"].append(item)
     pairs = {
         "train": _draw(parts["train"], pairs_per_image, seed),
         "val": _draw(parts["val"], 1, seed),
-        "query": _queries(source, test, seed, bad_rows, checks),
+        "query": _queries(source, test, seed, counters["query"], checks),
     }
     boxes = {}
     if crop:
         scores = {item.image_id: item.score for item in train + test}
-        boxes = read_boxes(source, scores, bad_rows)
+        boxes = read_boxes(source, scores, counters["detection"])
         checks.append(Check("images without a box, left whole", len(scores.keys() - boxes.keys())))
     used = {split: items for split, items in parts.items() if items}
     drawn = f"Pairs of a training image: {pairs_per_image} at most. Seed: {seed}. Val fraction: {val_fraction}."
@@ -127,6 +129,7 @@ def read(
         checks=[*checks, *_further_checks(train, test)],
         notes=[*NOTES, drawn],
         bad_rows=bad_rows,
+        bad_lines=bad_lines(counters),
     )
 
 
@@ -161,9 +164,9 @@ def _read_labels(source: Path, part: str, bad_rows: BadRows, checks: list[Check]
     return list(items.values())
 
 
-def _queries(source: Path, test: list[Item], seed: int, bad_rows: BadRows, checks: list[Check]) -> list[WordChange]:
+def _queries(source: Path, test: list[Item], seed: int, counter: LineCounter, checks: list[Check]) -> list[WordChange]:
     """The queries of test_queries.txt, with TIRG's texts; drawn from the test images where there is no such file."""
-    if not any((source / name).is_file() for name in (QUERIES, f"{QUERIES}.gz")):
+    if not exists(source, QUERIES):
         drawn = _draw(test, 1, seed)
         checks.append(Check("queries, drawn for want of test_queries.txt", len(drawn)))
         return drawn
@@ -171,11 +174,12 @@ def _queries(source: Path, test: list[Item], seed: int, bad_rows: BadRows, check
     path = find(source, QUERIES)
     queries, alike = [], 0
     for number, line in lines(path):
+        counter.read += 1
         names = _two_names(line.strip(), places)
         captions = [test[places[name]].caption for name in names]
         if not names or None in captions:
             cause = "no_caption" if names else "unknown_image" if len(line.split()) > 1 else "malformed"
-            bad_rows.add(cause, f"{path.name} line {number}")
+            counter.add(cause, f"{path.name} line {number}")
             continue
         old, new, differ = first_difference(*captions)
         queries.append(WordChange(places[names[0]], places[names[1]], old, new))
@@ -197,12 +201,6 @@ def _two_names(line: str, known: Mapping[str, int]) -> tuple[str, ...]:
 
 def _draw(items: Sequence[Item], per_image: int, seed: int) -> list[WordChange]:
     return draw_pairs([item.image_id for item in items], [item.caption for item in items], per_image, seed)
-
-
-def _share(product_id: str, seed: int) -> float:
-    """A number from 0 to below 1, from the product's name alone: its photos stay together."""
-    digest = hashlib.blake2b(f"{seed}\0{product_id}".encode(errors="surrogatepass"), digest_size=4).digest()
-    return int.from_bytes(digest, "big") / 2**32
 
 
 def _rows(source: Path, split: str, items: Sequence[Item], boxes: Mapping[str, Box]) -> Iterator[dict]:
@@ -233,7 +231,7 @@ def _composed_rows(split: str, items: Sequence[Item], pairs: Sequence[WordChange
             "target": items[pair.target].image_id,
             "modification_texts": [pair.text],
             "gallery": {"query": GALLERIES["gallery"], **GALLERIES}.get(split),
-            "wanted": [],
+            "hit": "caption",
         }
 
 

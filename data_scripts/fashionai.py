@@ -14,15 +14,17 @@ file of that form, such as that of a test round, whose paths begin at the folder
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_scripts.command import parser, require_files, run, write_annotations
-from data_scripts.formats.asen_meta import attribute_increments, find_lists, meta_checks, read_meta
-from data_scripts.formats.asen_rows import Labelled, image_root, labelled_rows, listed_splits
+from data_scripts.formats.asen_meta import find_lists, meta_checks, read_meta
+from data_scripts.formats.asen_rows import Labelled, image_root, labelled_rows, listed_splits, second_values_note
 from data_scripts.formats.fashionai_letters import ATTRIBUTES, NUM_VALUES, VALUES, read_letters
-from data_scripts.formats.text_files import find
+from data_scripts.formats.increment_lists import attribute_increments
+from data_scripts.formats.line_counts import LineCounter, bad_lines
+from data_scripts.formats.text_files import exists, find
 from modeling_mclfir.data.annotations import Again, Annotations, Check, image_path
 from modeling_mclfir.data.folder import split_by_hash
 from modeling_mclfir.data.images import BadRows
@@ -30,7 +32,7 @@ from modeling_mclfir.data.schema import FURTHER_COLUMNS, SPLITS, table_features
 from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "FashionAI"
-LICENCE = "terms of the Tianchi platform, research only, no redistribution; photos © their owners (Alibaba)"
+LICENCE = "as far as is known: terms of the Tianchi platform, research only, no redistribution; photos © their owners"
 CITATION = """@inproceedings{zou2019fashionai,
   title = {{FashionAI}: A Hierarchical Dataset for Fashion Understanding},
   author = {Zou, Xingxing and Kong, Xiangheng and Wong, Waikeung and Wang, Congde and Liu, Yuguang and Cao, Yang},
@@ -87,22 +89,29 @@ def _read_asen(source: Path, meta_folder: Path, bad_rows: BadRows) -> Annotation
             f"{meta.num_values}; expected {ATTRIBUTES}, {NUM_VALUES}"
         )
     root = image_root(source, meta.folder, FOLDERS)
-    files = {folder: path for folder in FOLDERS if (path := _find_labels(root / folder))}
-    splits, checks, notes = listed_splits(meta, bad_rows), meta_checks(meta, PUBLISHED), list(meta.notes)
-    comparison = _compare(splits, files, bad_rows)
+    files = {folder: find(root / folder, LABELS) for folder in FOLDERS if exists(root / folder, LABELS)}
+    splits, checks, notes = listed_splits(meta), meta_checks(meta, PUBLISHED), list(meta.notes)
+    notes += second_values_note(meta, "The first one is the label; the column tags has all.")
+    counter, listed_train = LineCounter(), "train" in meta.lists
+    comparison = _compare(splits, files, counter if listed_train else bad_rows)
+    lines_read = dict(meta.bad_lines)
+    if listed_train:  # no row is made of the lines of label.csv
+        counter.read = comparison.lines
+        lines_read |= bad_lines({"label.csv": counter})
     if files:
         checks.append(Check("listed images with another value in label.csv, or none", comparison.disagree, 0))
         notes.append(comparison.note(list(files)))
-    if "train" not in meta.lists and files:
+    if not listed_train and files:
         splits["train"] = comparison.others
         checks += _label_checks("train images", comparison.others, PUBLISHED["train"], PUBLISHED["train_pairs"])
         notes.append(
             "Train is every row of label.csv that is in no list for validation or test. That is how ASEN's train list "
             "must have come about: 180,335 rows less 2 × 18,000 are the 144,335 labels of its label_train.txt."
         )
-    elif "train" not in meta.lists:
+    elif not listed_train:
         notes.append("There is no label.csv either: the split train is empty.")
-    return _annotations(root, splits, comparison.maybe, ("galleries", "tags"), checks, notes, bad_rows)
+    annotations = _annotations(root, splits, comparison.maybe, ("galleries", "tags"), checks, notes, bad_rows)
+    return replace(annotations, bad_lines=lines_read)
 
 
 def _read_hash(source: Path, labels: Path | None, bad_rows: BadRows) -> Annotations:
@@ -137,12 +146,14 @@ class _Comparison:
         maybe: image → (attribute, value) of what is marked m, where something is.
         disagree: listed images whose row has another value, or none that can be read.
         lacking: listed images that the files do not have.
+        lines: lines of the files.
     """
 
     others: list[Labelled] = field(default_factory=list)
     maybe: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     disagree: int = 0
     lacking: int = 0
+    lines: int = 0
 
     def note(self, folders: Sequence[str]) -> str:
         """What was found, in a sentence."""
@@ -159,6 +170,7 @@ def _compare(splits: Mapping[str, Sequence[Labelled]], files: Mapping[str, Path]
     lacking, result = set(listed), _Comparison()
     for folder, path in files.items():
         for row in read_letters(path, folder):
+            result.lines += 1
             name = str(image_path(row.image))
             if name in listed and row.cause != "duplicate":
                 lacking.discard(name)
@@ -171,10 +183,6 @@ def _compare(splits: Mapping[str, Sequence[Labelled]], files: Mapping[str, Path]
                 result.maybe[name] = tuple((row.attribute, value) for value in row.maybe)
     result.lacking = len(lacking)
     return result
-
-
-def _find_labels(folder: Path) -> Path | None:
-    return next((path for end in ("", ".gz") if (path := folder / f"{LABELS}{end}").is_file()), None)
 
 
 def _label_checks(

@@ -24,7 +24,6 @@ of val is one of train. With the default, 0, the counts are the published ones.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +40,8 @@ from data_scripts.formats.fashioniq_files import (
     find_images,
     read_files,
 )
+from data_scripts.formats.line_counts import bad_lines
+from data_scripts.formats.stable_hash import share
 from modeling_mclfir.data.annotations import Again, Annotations, SourceImage
 from modeling_mclfir.data.schema import FURTHER_COLUMNS
 from modeling_mclfir.data.shards import DatasetSummary
@@ -79,7 +80,7 @@ def read(source: Path, *, val_fraction: float = 0.0) -> Annotations:
         raise ValueError(f"val_fraction is {val_fraction}; expected a share from 0 to below 1, such as 0.1")
     files = read_files(source)
     groups = connected_images(files.all_pairs("train"))
-    held_out = {name for name, group in groups.items() if _place(group) < val_fraction}
+    held_out = {name for name, group in groups.items() if share(group) < val_fraction}
     images, pairs = _split_images(files, held_out), _split_pairs(files, held_out)
     categories = files.categories()
     found = find_images(source, categories)
@@ -100,12 +101,8 @@ def read(source: Path, *, val_fraction: float = 0.0) -> Annotations:
         checks=count_files(files),
         notes=[_protocol_note(), _images_note(images, pairs, found), *_content_notes(files, pairs)],
         bad_rows=files.bad_rows,
+        bad_lines=bad_lines({"pair": files.pair_counter}),
     )
-
-
-def _place(name: str) -> float:
-    """A number from 0 to below 1, from the name alone."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def _split_images(files: Files, held_out: Collection[str]) -> dict[str, dict[str, list[str]]]:

@@ -20,14 +20,13 @@ DESCRIPTION = (
 )
 # masterCategory chooses the rows of the increments; year is a fact of the catalogue that no photo shows.
 ATTRIBUTES = ("gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage")
-# The images first: they alone may be absent.
-FILES = ("images", "labels.csv", "split.csv", "increments.json")
+FILES = ("labels.csv", "split.csv", "increments.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
     """Reads the folder and writes the data set."""
     options = parser("myntra", __doc__, source="folder with the four things above").parse_args(arguments)
-    require_files(options.source, FILES[options.annotations_only :])
+    require_files(options.source, FILES if options.annotations_only else ("images", *FILES))
     annotations = read_folder(
         options.source,
         "labels.csv",

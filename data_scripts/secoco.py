@@ -19,14 +19,16 @@ image is searched among the others. A row has all captions in `captions`, the fi
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_scripts.command import parser, require_files, run, write_annotations
-from data_scripts.formats.sequential_captions import Groups, Sorter, dict_items, fields, read_groups, split_by_shares
-from data_scripts.formats.text_files import find
+from data_scripts.formats.line_counts import LineCounter
+from data_scripts.formats.sequential_captions import Groups, Sorter, dict_items, fields, read_groups
+from data_scripts.formats.stable_hash import split_by_shares
+from data_scripts.formats.text_files import exists, find
 from modeling_mclfir.data.annotations import Annotations, Check, image_path
 from modeling_mclfir.data.images import BadRows
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "SeCOCO (Sequential MS-COCO)"
-LICENCE = "annotations CC BY 4.0 (COCO Consortium); photos from Flickr, each under the terms of its owner"
+LICENCE = "as far as is known: annotations CC BY 4.0 (COCO Consortium); photos from Flickr, under their owners' terms"
 CITATION = """@article{wang2021continual,
   title = {Continual learning in cross-modal retrieval},
   author = {Wang, Kai and Herranz, Luis and van de Weijer, Joost},
@@ -85,10 +87,11 @@ def read(source: Path, year: int | None = None, groups: Groups | None = None) ->
     groups = GROUPS if groups is None else groups
     year = _find_year(source) if year is None else year
     require_files(source, _files(year))
-    bad, sorter, checks = BadRows(), Sorter(groups), []
+    bad_rows, sorter, checks = BadRows(), Sorter(groups), []
+    counters = defaultdict(LineCounter)
     for part in ("train", "val"):
-        images, captions = _read_captions(source, part, year, bad)
-        areas = _read_areas(find(source, f"annotations/instances_{part}{year}.json"), images, bad)
+        images, captions = _read_captions(source, part, year, bad_rows, counters["caption"])
+        areas = _read_areas(find(source, f"annotations/instances_{part}{year}.json"), images, counters)
         checks += [
             Check(f"images of {part}{year}", len(images), PUBLISHED_IMAGES.get((year, part))),
             Check(f"captions of {part}{year}", sum(map(len, captions.values()))),
@@ -98,7 +101,8 @@ def read(source: Path, year: int | None = None, groups: Groups | None = None) ->
             sorter.add(split, image_id, listed, captions.get(image_id, ()), areas.get(image_id, {}))
     used = {member for members in groups.values() for member in members}
     ignored = ", ".join(name for name in SUPERCATEGORIES if name not in used) or "none"
-    return sorter.annotations(source, checks, (RULE.format(ignored=ignored), SPLITS.format(year=year)), bad)
+    notes = (RULE.format(ignored=ignored), SPLITS.format(year=year))
+    return sorter.annotations(source, checks, notes, bad_rows, counters)
 
 
 def _files(year: int) -> list[str]:
@@ -109,12 +113,14 @@ def _find_year(source: Path) -> int:
     """The year with the most files, 2017 where they are equal."""
 
     def present(year: int) -> int:
-        return sum((source / f"{name}{end}").is_file() for name in _files(year) for end in ("", ".gz"))
+        return sum(exists(source, name) for name in _files(year))
 
     return max(YEARS, key=present)
 
 
-def _read_captions(source: Path, part: str, year: int, bad: BadRows) -> tuple[dict[int, str], dict[int, list[str]]]:
+def _read_captions(
+    source: Path, part: str, year: int, bad_rows: BadRows, counter: LineCounter
+) -> tuple[dict[int, str], dict[int, list[str]]]:
     """Image id → path, and image id → captions in the order of the file."""
     path = find(source, f"annotations/captions_{part}{year}.json")
     images: dict[int, str] = {}
@@ -125,49 +131,55 @@ def _read_captions(source: Path, part: str, year: int, bad: BadRows) -> tuple[di
         if key == "images":
             values = fields(item, id=int, file_name=str)
             if values is None:
-                bad.add("malformed", where)
+                bad_rows.add("malformed", where)
             elif values[0] in images:
-                bad.add("duplicate_id", where)
+                bad_rows.add("duplicate_id", where)
             else:
                 images[values[0]] = f"{part}{year}/{image_path(values[1])}"
             continue
+        counter.read += 1
         values = fields(item, id=int, image_id=int, caption=str)
         if values is None or not values[2].strip():
-            bad.add("malformed", where)
+            counter.add("malformed", where)
         elif values[0] in seen:
-            bad.add("duplicate_id", where)
+            counter.add("duplicate_id", where)
         else:
             seen.add(values[0])
             captions.setdefault(values[1], []).append(values[2].strip())
     for image_id in sorted(captions.keys() - images.keys()):
-        bad.add("unknown_id", f"{path.name}: captions of image {image_id}")
-        del captions[image_id]
+        for _ in captions.pop(image_id):
+            counter.add("unknown_id", f"{path.name}: captions of image {image_id}")
     return images, captions
 
 
-def _read_areas(path: Path, images: dict[int, str], bad: BadRows) -> dict[int, dict[str, float]]:
+def _read_areas(
+    path: Path, images: Mapping[int, str], counters: Mapping[str, LineCounter]
+) -> dict[int, dict[str, float]]:
     """Image id → super-category → total area in pixels of the objects that are no crowd."""
+    objects, categories = counters["object"], counters["category"]
     supercategories: dict[int, str] = {}
     totals: Counter[tuple[int, int]] = Counter()
     seen: set[int] = set()
     for key, index, item in dict_items(path, ("annotations", "categories")):
         where = f"{path.name}: {key}[{index}]"
         if key == "categories":
+            categories.read += 1
             values = fields(item, id=int, supercategory=str)
             if values is None:
-                bad.add("malformed", where)
+                categories.add("malformed", where)
             else:
                 supercategories[values[0]] = values[1].strip()
                 if values[1].strip() not in SUPERCATEGORIES:
-                    bad.add("unknown_value", where)
+                    categories.add("unknown_value", where)
             continue
+        objects.read += 1
         values = fields(item, id=int, image_id=int, category_id=int, area=float)
         if values is None or values[3] < 0 or item.get("iscrowd", 0) not in (0, 1):
-            bad.add("malformed", where)
+            objects.add("malformed", where)
         elif values[0] in seen:
-            bad.add("duplicate_id", where)
+            objects.add("duplicate_id", where)
         elif values[1] not in images:
-            bad.add("unknown_id", where)
+            objects.add("unknown_id", where)
         else:
             seen.add(values[0])
             if not item.get("iscrowd", 0):
@@ -175,7 +187,7 @@ def _read_areas(path: Path, images: dict[int, str], bad: BadRows) -> dict[int, d
     areas: dict[int, dict[str, float]] = {}
     for (image_id, category), area in totals.items():
         if category not in supercategories:
-            bad.add("unknown_id", f"{path.name}: category {category} of image {image_id}")
+            objects.add("unknown_id", f"{path.name}: category {category} of image {image_id}")
             continue
         of_image = areas.setdefault(image_id, {})
         name = supercategories[category]

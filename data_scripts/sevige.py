@@ -20,12 +20,15 @@ among the others. About half of the images are MS-COCO's too: do not train on on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_scripts.command import parser, require_files, run, write_annotations
-from data_scripts.formats.sequential_captions import Groups, Sorter, fields, list_items, read_groups, split_by_shares
+from data_scripts.formats.line_counts import LineCounter
+from data_scripts.formats.sequential_captions import Groups, Sorter, fields, list_items, read_groups
+from data_scripts.formats.stable_hash import split_by_shares
 from data_scripts.formats.text_files import find
 from modeling_mclfir.data.annotations import Annotations, Check
 from modeling_mclfir.data.images import BadRows
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from modeling_mclfir.data.shards import DatasetSummary
 
 NAME = "SeViGe (Sequential Visual Genome)"
-LICENCE = "CC BY 4.0 (Visual Genome); photos from Flickr, each under the terms of its owner"
+LICENCE = "as far as is known: CC BY 4.0 (Visual Genome); photos from Flickr, each under the terms of its owner"
 CITATION = """@article{wang2021continual,
   title = {Continual learning in cross-modal retrieval},
   author = {Wang, Kai and Herranz, Luis and van de Weijer, Joost},
@@ -138,18 +141,19 @@ def read(source: Path, captions_per_image: int = 5, groups: Groups | None = None
         raise ValueError(f"captions_per_image is {captions_per_image}; expected 1 or more")
     require_files(source, FILES)
     groups = GROUPS if groups is None else groups
-    bad, sorter = BadRows(), Sorter(groups)
+    bad_rows, sorter, counters = BadRows(), Sorter(groups), defaultdict(LineCounter)
     images, objects, regions = (find(source, name) for name in FILES)
-    listed = _read_images(images, bad)
-    areas = _read_areas(objects, listed, bad)
-    captions = _read_captions(regions, listed, captions_per_image, bad)
+    listed = _read_images(images, bad_rows)
+    areas = _read_areas(objects, listed, counters)
+    captions = _read_captions(regions, listed, captions_per_image, counters)
     for image_id, path in listed.items():
         split = split_by_shares(str(image_id), SHARES)
         sorter.add(split, image_id, path, captions.get(image_id, ()), areas.get(image_id, {}))
     used = {member for members in groups.values() for member in members}
     ignored = ", ".join(name for name in SUPERCATEGORIES if name not in used) or "none"
     notes = (RULE.format(count=len(WORDS), ignored=ignored), CAPTIONS.format(count=captions_per_image), SPLITS)
-    return sorter.annotations(source, [Check("images", len(listed), PUBLISHED_IMAGES)], notes, bad)
+    checks = [Check("images", len(listed), PUBLISHED_IMAGES)]
+    return sorter.annotations(source, checks, notes, bad_rows, counters)
 
 
 def _image_id(item: Any) -> int | None:
@@ -158,47 +162,53 @@ def _image_id(item: Any) -> int | None:
     return found[0] if found else None
 
 
-def _read_images(path: Path, bad: BadRows) -> dict[int, str]:
+def _read_images(path: Path, bad_rows: BadRows) -> dict[int, str]:
     """Image id → path. The url gives the folder only, the file is named by the id: nothing can lead elsewhere."""
     listed: dict[int, str] = {}
     for index, item in enumerate(list_items(path)):
         image_id, url = _image_id(item), fields(item, url=str)
         folder = _FOLDER.search(url[0].strip()) if url else None
         if image_id is None or folder is None:
-            bad.add("malformed", f"{path.name}: [{index}]")
+            bad_rows.add("malformed", f"{path.name}: [{index}]")
         elif image_id in listed:
-            bad.add("duplicate_id", f"{path.name}: [{index}]")
+            bad_rows.add("duplicate_id", f"{path.name}: [{index}]")
         else:
             listed[image_id] = f"{folder[1]}/{image_id}.jpg"
     return listed
 
 
-def _per_image(path: Path, key: str, listed: dict[int, str], bad: BadRows) -> Iterator[tuple[int, list, str]]:
+def _per_image(
+    path: Path, key: str, listed: Mapping[int, str], counter: LineCounter
+) -> Iterator[tuple[int, list, str]]:
     """Yields (image id, its list `key`, place in the file) for every known image, once each."""
     seen: set[int] = set()
     for index, item in enumerate(list_items(path)):
+        counter.read += 1
         place = f"{path.name}: [{index}]"
         image_id, content = _image_id(item), fields(item, **{key: list})
         if image_id is None or content is None:
-            bad.add("malformed", place)
+            counter.add("malformed", place)
         elif image_id in seen:
-            bad.add("duplicate_id", place)
+            counter.add("duplicate_id", place)
         elif image_id not in listed:
-            bad.add("unknown_id", place)
+            counter.add("unknown_id", place)
         else:
             seen.add(image_id)
             yield image_id, content[0], place
 
 
-def _read_areas(path: Path, listed: dict[int, str], bad: BadRows) -> dict[int, dict[str, float]]:
+def _read_areas(
+    path: Path, listed: Mapping[int, str], counters: Mapping[str, LineCounter]
+) -> dict[int, dict[str, float]]:
     """Image id → super-category → total area of the boxes in pixels. Objects without a known name are passed over."""
     areas: dict[int, dict[str, float]] = {}
-    for image_id, objects, place in _per_image(path, "objects", listed, bad):
+    for image_id, objects, place in _per_image(path, "objects", listed, counters["objects.json"]):
         of_image: dict[str, float] = {}
         for index, item in enumerate(objects):
+            counters["object"].read += 1
             values = fields(item, names=list, w=float, h=float)
             if values is None or not all(isinstance(name, str) for name in values[0]):
-                bad.add("malformed", f"{place}, objects[{index}]")
+                counters["object"].add("malformed", f"{place}, objects[{index}]")
                 continue
             name = next(filter(None, map(supercategory, values[0])), None)
             if name is not None:
@@ -207,15 +217,19 @@ def _read_areas(path: Path, listed: dict[int, str], bad: BadRows) -> dict[int, d
     return areas
 
 
-def _read_captions(path: Path, listed: dict[int, str], count: int, bad: BadRows) -> dict[int, tuple[str, ...]]:
+def _read_captions(
+    path: Path, listed: Mapping[int, str], count: int, counters: Mapping[str, LineCounter]
+) -> dict[int, tuple[str, ...]]:
     """Image id → phrases of the largest regions. Blank phrases are passed over."""
     captions: dict[int, tuple[str, ...]] = {}
-    for image_id, regions, place in _per_image(path, "regions", listed, bad):
+    lists = counters["region_descriptions.json"]
+    for image_id, regions, place in _per_image(path, "regions", listed, lists):
         phrases: list[tuple[float, str]] = []
         for index, item in enumerate(regions):
+            counters["region"].read += 1
             values = fields(item, phrase=str, width=float, height=float)
             if values is None:
-                bad.add("malformed", f"{place}, regions[{index}]")
+                counters["region"].add("malformed", f"{place}, regions[{index}]")
             elif values[0].strip():
                 phrases.append((max(values[1], 0) * max(values[2], 0), values[0].strip()))
         phrases.sort(key=lambda phrase: -phrase[0])

@@ -23,14 +23,13 @@ DESCRIPTION = (
     "Street photos with 26 attributes: 7 categories, 3 sleeve lengths, 3 necklines and 23 binary ones. A null means "
     "that the annotators disagreed. Byte-identical copies are left out."
 )
-# The images first: they alone may be absent.
-FILES = ("images", "labels.csv", "split.csv", "increments.json")
+FILES = ("labels.csv", "split.csv", "increments.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
     """Reads the folder and writes the data set."""
     options = parser("stanford_clothing", __doc__, source="folder with the four things above").parse_args(arguments)
-    require_files(options.source, FILES[options.annotations_only :])
+    require_files(options.source, FILES if options.annotations_only else ("images", *FILES))
     annotations = read_folder(options.source, "labels.csv", split="split.csv")
     return write_annotations(
         annotations, options, name=NAME, licence=LICENCE, citation=CITATION, description=DESCRIPTION

@@ -11,15 +11,19 @@ Expected in --source:
 Without filenames.json and tripletlists/, the images are found in their folders and split by a hash of their paths.
 """
 
-import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_scripts.command import parser, require_files, run, write_annotations
-from data_scripts.formats.text_files import find
+from data_scripts.formats.increment_lists import attribute_increments
+from data_scripts.formats.line_counts import LineCounter, bad_lines
+from data_scripts.formats.stable_hash import split_by_shares
+from data_scripts.formats.text_files import exists, find
 from data_scripts.formats.triplet_lists import (
     Triplets,
     count_agreeing,
@@ -100,8 +104,8 @@ def read(
         raise ValueError(
             f"max_triplets is {list(max_triplets)}; expected three numbers from 1, such as 100000 80000 160000"
         )
-    source, bad_rows = Path(source), BadRows()
-    with_lists = (source / _TRIPLETS).is_dir() or any((source / f"{_FILENAMES}{end}").is_file() for end in ("", ".gz"))
+    source, bad_rows, counters = Path(source), BadRows(), defaultdict(LineCounter)
+    with_lists = exists(source, _TRIPLETS) or exists(source, _FILENAMES)
     if with_lists:
         require_files(source, _FILES)
     elif not any((source / name).is_dir() for name in FOLDERS):
@@ -109,22 +113,22 @@ def read(
     root = find_root(source)
     if with_lists:
         images = list_images(find(source, _FILENAMES), root, bad_rows)
-        triplets = {name: _read_lists(source, name, images, bad_rows) for name in LISTS}
+        triplets = {name: _read_lists(source, name, images, counters["triplet"]) for name in LISTS}
     else:
         images, triplets = walk_images(root, bad_rows), {}
     if not images.ids:
         where = source / _FILENAMES if with_lists else root
         raise ValueError(f"{where}: no image found; expected paths such as Shoes/Oxfords/Bostonian/100627.72.jpg")
-    has_meta = any((source / f"{_META}{end}").is_file() for end in ("", ".gz"))
-    meta = read_meta(find(source, _META), bad_rows) if has_meta else None
+    meta = read_meta(find(source, _META), counters["meta-data.csv"]) if exists(source, _META) else None
     limits = dict(zip(LISTS, max_triplets or (None,) * len(LISTS), strict=True))
     kept = {name: draw_triplets(lists, limits[name], seed) for name, lists in triplets.items()}
-    return _annotations(images, triplets, kept, meta, bad_rows, keep_unlisted)
+    annotations = _annotations(images, triplets, kept, meta, keep_unlisted)
+    return replace(annotations, bad_rows=bad_rows, bad_lines=bad_lines(counters))
 
 
-def _read_lists(source: Path, name: str, images: Images, bad_rows: BadRows) -> Triplets:
+def _read_lists(source: Path, name: str, images: Images, counter: LineCounter) -> Triplets:
     paths = {condition: find(source, f"{_TRIPLETS}/{condition}_tripletlist_{name}.txt") for condition in CONDITIONS}
-    return {condition: read_triplets(path, images.places, bad_rows) for condition, path in paths.items()}
+    return {condition: read_triplets(path, images.places, counter) for condition, path in paths.items()}
 
 
 def _annotations(
@@ -132,7 +136,6 @@ def _annotations(
     triplets: Mapping[str, Triplets],
     kept: Mapping[str, Triplets],
     meta: Meta | None,
-    bad_rows: BadRows,
     keep_unlisted: bool,
 ) -> Annotations:
     """`triplets` are all of the lists, which say where an image belongs; `kept` go into the table."""
@@ -150,7 +153,6 @@ def _annotations(
         tables={"triplets": Table(table_features(TRIPLETS), table)} if kept else {},
         checks=_checks(images, triplets, listed, meta, codes),
         notes=_notes(images, triplets, kept, listed, meta, keep_unlisted),
-        bad_rows=bad_rows,
     )
 
 
@@ -163,8 +165,7 @@ def _split_images(images: Images, listed: Mapping[str, np.ndarray], keep_unliste
             continue
         name = next((name for name in LISTS if listed[name][i]), None)
         if name == "test":
-            digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
-            splits["gallery" if int.from_bytes(digest, "big") % 5 else "query"].append(i)
+            splits[split_by_shares(image_id, {"query": 1, "gallery": 4})].append(i)
         elif name is not None or keep_unlisted:
             splits[name or "train"].append(i)
     return splits
@@ -190,8 +191,7 @@ def _increments(
     """The conditions that can be learned: those with triplets or labels to train on."""
     with_triplets = {condition for condition, rows in kept.get("train", {}).items() if len(rows)}
     names = [name for name in CONDITIONS if name in with_triplets or (codes[name][train] >= 0).any()]
-    each = [{"name": name, "attributes": [name]} for name in names]
-    return {"attributes": each, "all": [{"name": "all", "attributes": names}]}
+    return attribute_increments(names)
 
 
 def _checks(

@@ -10,8 +10,17 @@ from tqdm import tqdm
 
 from .data.augmentation import Augmentation
 from .data.increments import Increment, select_rows
+from .data.sides import search_sides
 from .data.table import ImageTable
-from .metrics import average_precision, count_relevant, expected_average_precision, label_prior, mean_over_queries
+from .metrics import (
+    average_precision,
+    average_precision_by_relevance,
+    count_relevant,
+    expected_average_precision,
+    label_prior,
+    mean_over_queries,
+    triplet_accuracy,
+)
 from .training.feature_cache import FeatureCache, load_pixels
 
 
@@ -25,11 +34,14 @@ class Side:
 
 class Evaluator:
     """
-    Scores a model on query against gallery, or on val against itself (each image left out of its own ranking).
+    Scores a model on query against gallery, or on val; where both sides are one, each image is left out of its own
+    ranking.
 
     Args:
         tables: split → table.
-        evaluate_on: "query" or "val".
+        evaluate_on: "query" or "val"; see `search_sides`.
+        triplets: attribute → (T, 3), rows of the queries and then of the gallery (of the one table, where both are
+            one): anchor, positive, negative.
 
     Raises:
         ValueError: another `evaluate_on`.
@@ -46,12 +58,11 @@ class Evaluator:
         cache: FeatureCache | None,
         accelerator: Accelerator,
         batch_size: int = 64,
+        triplets: dict[str, np.ndarray] | None = None,
     ):
-        if evaluate_on not in ("query", "val"):
-            raise ValueError(f"evaluate_on must be 'query' or 'val'; got {evaluate_on!r}.")
-        names = ("query", "gallery") if evaluate_on == "query" else ("val", "val")
-        self.tables = tables[names[0]], tables[names[1]]
-        self.same_side = names[0] == names[1]
+        self.tables = search_sides(tables, evaluate_on)
+        self.same_side = self.tables[0] is self.tables[1]
+        self.triplets = triplets or {}
         self.processor, self.cache, self.accelerator, self.batch_size = processor, cache, accelerator, batch_size
 
     def prepare(self, model) -> list[Side]:
@@ -117,6 +128,10 @@ class Evaluator:
         for position, attribute in enumerate(increment.attributes):
             labels = [torch.from_numpy(side.table.labels(attribute))[kept[i]] for i, side in enumerate(sides)]
             position = min(position, embeds[0].shape[1] - 1)
+            row = {"increment": increment.name, "attribute": attribute}
+            if len(self.triplets.get(attribute, ())):
+                every = [side[:, position] for side in embeds[: 1 if self.same_side else 2]]
+                row |= _score_triplets(torch.cat(every), torch.from_numpy(self.triplets[attribute]))
             vectors = [embeds[i][kept[i], position] for i in range(2)]
             known = [label >= 0 for label in labels]
             labels = [label[mask] for label, mask in zip(labels, known, strict=True)]
@@ -126,13 +141,61 @@ class Evaluator:
                 number = torch.arange(len(labels[0]))
                 ids = {"query_ids": number, "gallery_ids": number}
             empty = [side.table.split for side, label in zip(sides, labels, strict=True) if not len(label)]
+            if empty and "triplet_accuracy" in row:
+                rows.append(row | _NOT_RANKED)
+                continue
             if empty:
                 raise ValueError(
                     f"Attribute {attribute!r} of increment {increment.name!r} has no labelled image in split "
                     f"{empty[0]!r}, so it cannot be scored. Leave it out of increments.json, or add images."
                 )
-            rows.append({"increment": increment.name, "attribute": attribute} | _score_attribute(vectors, labels, ids))
+            row |= _score_attribute(vectors, labels, ids)
+            if sides[1].table.tags is not None:
+                tagged = _tagged(sides[1].table, attribute, kept[1][known[1].numpy()])
+                row |= _score_tags(vectors, tagged[labels[0]], ids)
+            rows.append(row)
         return rows
+
+
+# An attribute that is known by triplets alone.
+_NOT_RANKED = {
+    "mean_average_precision": float("nan"), "random_ranking": float("nan"), "prior": float("nan"),
+    "gain_over_random": float("nan"), "num_queries": 0, "num_queries_without_positives": 0, "num_gallery": 0,
+    "num_values": 0,
+}  # fmt: skip
+
+
+def _score_triplets(vectors: torch.Tensor, triplets: torch.Tensor) -> dict:
+    parts = triplets.split(10_000)
+    scores = [triplet_accuracy(*(vectors[rows] for rows in part.T)) for part in parts]
+    return {
+        "triplet_accuracy": float(np.average(scores, weights=[len(part) for part in parts])),
+        "num_triplets": len(triplets),
+    }
+
+
+def _tagged(table: ImageTable, attribute: str, rows: np.ndarray) -> torch.Tensor:
+    """(values, rows) bool: which of the rows have which value of the attribute among all their tags."""
+    places = {f"{attribute}={value}": place for place, value in enumerate(table.values(attribute))}
+    tagged = torch.zeros(len(places), len(rows), dtype=torch.bool)
+    for column, row in enumerate(rows):
+        for tag in table.tags[row] or ():
+            if tag in places:
+                tagged[places[tag], column] = True
+    return tagged
+
+
+def _score_tags(vectors: list[torch.Tensor], relevant: torch.Tensor, ids: dict) -> dict:
+    """The same ranking judged by all tags of an image, not by the one that it is labelled with."""
+    precision = average_precision_by_relevance(*vectors, relevant, **ids)
+    gallery = torch.full((len(relevant),), relevant.shape[1])
+    if ids:  # an image is not among its own results
+        relevant, gallery = relevant.clone().fill_diagonal_(False), gallery - 1
+    random_ranking = mean_over_queries(expected_average_precision(relevant.sum(1), gallery))
+    return {
+        "mean_average_precision_all_tags": mean_over_queries(precision),
+        "random_ranking_all_tags": random_ranking,
+    }
 
 
 def _score_attribute(vectors: list[torch.Tensor], labels: list[torch.Tensor], ids: dict) -> dict:
@@ -155,26 +218,42 @@ def _score_attribute(vectors: list[torch.Tensor], labels: list[torch.Tensor], id
 def summarise(rows: list[dict]) -> dict:
     """
     Means over attributes, unweighted, of the rows of `Evaluator.score`; beside them the mean weighted by queries
-    (as ASEN's code prints it) and, over increments, the mean of their means. 0–1.
+    (as ASEN's code prints it) and, over increments, the mean of their means. Where there are triplets, the accuracy
+    over all of them; where there are tags, the means by all tags. 0–1.
     """
+    pooled = {}
+    triplets = [row for row in rows if "triplet_accuracy" in row]
+    if triplets:
+        accuracies, counts = [row["triplet_accuracy"] for row in triplets], [row["num_triplets"] for row in triplets]
+        pooled["triplet_accuracy"] = float(np.average(accuracies, weights=counts))
     # An attribute that no query has a positive for has no score (NaN) and takes no part in the means.
     rows = [row for row in rows if row["num_queries"] > row["num_queries_without_positives"]]
+    if not rows and pooled:
+        return pooled
     if not rows:
         raise ValueError("No attribute has a query with a positive in the gallery; there is nothing to score.")
+    for name in ("mean_average_precision_all_tags", "random_ranking_all_tags"):
+        if all(name in row for row in rows):
+            pooled[name] = float(np.mean([row[name] for row in rows]))
     numbers = ("mean_average_precision", "random_ranking", "prior", "gain_over_random")
     summary = {name: float(np.mean([row[name] for row in rows])) for name in numbers}
     summary["gain_over_prior"] = float(
         np.mean([(row["mean_average_precision"] - row["prior"]) / max(1 - row["prior"], 1e-9) for row in rows])
     )
-    counts = [row["num_queries"] - row["num_queries_without_positives"] for row in rows]
-    scores = [row["mean_average_precision"] for row in rows]
-    summary["mean_average_precision_by_queries"] = float(np.average(scores, weights=counts))
+    scored = [row["num_queries"] - row["num_queries_without_positives"] for row in rows]
+    total = sum(row["mean_average_precision"] * count for row, count in zip(rows, scored, strict=True))
+    # Here a query without a positive counts as 0, as in the papers' code.
+    summary["mean_average_precision_by_queries"] = float(total / sum(row["num_queries"] for row in rows))
     names = dict.fromkeys(row["increment"] for row in rows)
     groups = [[row["mean_average_precision"] for row in rows if row["increment"] == name] for name in names]
     summary["mean_average_precision_by_increments"] = float(np.mean([np.mean(group) for group in groups]))
-    return summary
+    return summary | pooled
 
 
 def mean_score(rows: list[dict]) -> float:
-    """Mean over attributes of MAP, 0–1: an entry a[i][j] of the score matrix."""
-    return summarise(rows)["mean_average_precision"]
+    """
+    Mean over attributes of MAP, 0–1: an entry a[i][j] of the score matrix. Where attributes are known by triplets
+    alone, the share of triplets in the right order, of all that there are.
+    """
+    summary = summarise(rows)
+    return summary.get("mean_average_precision", summary.get("triplet_accuracy"))

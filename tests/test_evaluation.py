@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluator against a slow loop over its definition, on tables that live in memory."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from modeling_mclfir import MclfirImageProcessor
 from modeling_mclfir.data.increments import Increment
 from modeling_mclfir.evaluation import Evaluator, mean_score, summarise
+from modeling_mclfir.metrics import expected_average_precision
 
 COLOURS = ("blue", "green", "red")
 SHAPE = Increment("shape", ("colour", "hem"))
@@ -21,6 +23,7 @@ class Table:
     """What the evaluator needs of an `ImageTable`."""
 
     attributes = ("colour", "hem", "season")
+    tags = galleries = None
 
     def __init__(self, split: str, num_rows: int, seed: int):
         rng = np.random.default_rng(seed)
@@ -45,6 +48,15 @@ class Table:
     def image(self, index):
         return Image.fromarray(self._pixels[index])
 
+    def select(self, indices):
+        part = copy.copy(self)
+        part.codes = {name: codes[indices] for name, codes in self.codes.items()}
+        part.image_ids, part._pixels = self.image_ids[indices], self._pixels[indices]
+        part.tags, part.galleries = (
+            None if column is None else [column[index] for index in indices] for column in (self.tags, self.galleries)
+        )
+        return part
+
 
 @pytest.fixture
 def tables():
@@ -52,9 +64,9 @@ def tables():
     return {split: Table(split, size, seed) for seed, (split, size) in enumerate(sizes.items())}
 
 
-def evaluator_of(tables, evaluate_on="query", batch_size=8):
+def evaluator_of(tables, evaluate_on="query", batch_size=8, triplets=None):
     processor = MclfirImageProcessor(size={"height": 64, "width": 64})
-    return Evaluator(tables, evaluate_on, processor, None, Accelerator(cpu=True), batch_size)
+    return Evaluator(tables, evaluate_on, processor, None, Accelerator(cpu=True), batch_size, triplets)
 
 
 def embeds_of(table, num_attributes=2, seed=0):
@@ -230,8 +242,242 @@ def test_means_over_attributes_queries_and_increments():
     rows = [row("a", 0.8, 0.2, 0.1, 10), row("a", 0.6, 0.5, 0.4, 40, 10), row("b", 0.4, 0.2, 0.2, 40)]
     found = summarise(rows)
     assert found["mean_average_precision"] == mean_score(rows) == pytest.approx(0.6)
-    assert found["mean_average_precision_by_queries"] == pytest.approx((8 + 18 + 16) / 80)
+    # A query without a positive counts as 0 here.
+    assert found["mean_average_precision_by_queries"] == pytest.approx((8 + 18 + 16) / 90)
     assert found["mean_average_precision_by_increments"] == pytest.approx((0.7 + 0.4) / 2)
     assert found["random_ranking"] == pytest.approx(0.3) and found["prior"] == pytest.approx(0.7 / 3)
     assert found["gain_over_random"] == pytest.approx((0.75 + 0.2 + 0.25) / 3)
     assert found["gain_over_prior"] == pytest.approx((0.7 / 0.9 + 0.2 / 0.6 + 0.2 / 0.8) / 3)
+
+
+# ---- one table for both sides, and queries among the rows of val
+
+
+def test_a_gallery_without_queries_is_searched_for_itself(tables):
+    tables["query"] = tables["query"].select([])
+    evaluator = evaluator_of(tables)
+    sides = sides_of(evaluator)
+    assert sides[0] is sides[1] and sides[0].table is tables["gallery"] and evaluator.same_side
+    embeds = [embeds_of(tables["gallery"])] * 2
+    for position, row in enumerate(evaluator.score(sides, embeds, SHAPE)):
+        labels = [tables["gallery"].labels(row["attribute"]).tolist()] * 2
+        check(row, slow_scores(*(vectors[:, position] for vectors in embeds), *labels, leave_out=True))
+        assert row["num_queries"] == row["num_gallery"]
+
+
+def test_images_of_val_in_no_gallery_are_searched_for_among_the_others(tables):
+    val = tables["val"]
+    val.galleries = [[] if i % 3 == 0 else ["val"] for i in range(len(val))]
+    evaluator = evaluator_of(tables, "val")
+    sides = sides_of(evaluator)
+    assert [len(side.table) for side in sides] == [7, 14] and not evaluator.same_side
+    embeds = [embeds_of(side.table) for side in sides]
+    for position, row in enumerate(evaluator.score(sides, embeds, SHAPE)):
+        codes = val.labels(row["attribute"])
+        labels = codes[0::3].tolist(), np.delete(codes, np.s_[0::3]).tolist()
+        check(row, slow_scores(embeds[0][:, position], embeds[1][:, position], *labels))
+
+
+# ---- triplets
+
+
+def made_triplets(num_rows, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(num_rows)[:3] for _ in range(count)])
+
+
+def slow_triplets(vectors, triplets):
+    """Share of triplets whose anchor is nearer to the positive, one at a time."""
+    right = 0
+    for anchor, positive, negative in triplets.tolist():
+        near, far = (
+            torch.cosine_similarity(vectors[anchor].double(), vectors[i].double(), dim=0) for i in (positive, negative)
+        )
+        right += bool(near > far)
+    return right / len(triplets)
+
+
+@pytest.mark.parametrize("case", ["query", "val", "val with queries", "gallery alone"])
+def test_triplets_equal_a_slow_loop(tables, case):
+    if case == "val with queries":
+        tables["val"].galleries = [["val"] if i % 3 else [] for i in range(21)]
+    if case == "gallery alone":
+        tables["query"] = tables["query"].select([])
+    evaluate_on = "val" if "val" in case else "query"
+    # Rows of the queries and then of the gallery; of the one table, where both are one.
+    size = {"query": 13 + 29, "gallery alone": 29}.get(case, 21)
+    triplets = {"hem": made_triplets(size, 60), "fit": made_triplets(size, 5)}
+    evaluator = evaluator_of(tables, evaluate_on, triplets=triplets)
+    sides = sides_of(evaluator)
+    embeds = [embeds_of(side.table, seed=number) for number, side in enumerate(sides)]
+    if evaluator.same_side:
+        embeds[1] = embeds[0]
+    rows = evaluator.score(sides, embeds, SHAPE)
+    every = embeds[0] if evaluator.same_side else torch.cat(embeds)
+    assert len(every) == size
+    assert rows[1]["triplet_accuracy"] == pytest.approx(slow_triplets(every[:, 1], triplets["hem"]))
+    assert rows[1]["num_triplets"] == 60 and 0 < rows[1]["triplet_accuracy"] < 1
+    assert "triplet_accuracy" not in rows[0] and "num_triplets" not in rows[0]
+    # What is found by labels stays what it was.
+    plain = evaluator_of(tables, evaluate_on).score(sides, embeds, SHAPE)
+    assert rows[0] == plain[0] and {name: rows[1][name] for name in plain[1]} == plain[1]
+
+
+def test_one_vector_serves_the_triplets_of_all_attributes(tables):
+    triplets = {"colour": made_triplets(42, 30, 1), "hem": made_triplets(42, 30, 2)}
+    evaluator = evaluator_of(tables, triplets=triplets)
+    sides = sides_of(evaluator)
+    pooled = [embeds_of(side.table, num_attributes=1) for side in sides]
+    rows = evaluator.score(sides, pooled, SHAPE)
+    for row in rows:
+        expected = slow_triplets(torch.cat(pooled)[:, 0], triplets[row["attribute"]])
+        assert row["triplet_accuracy"] == pytest.approx(expected)
+
+
+def test_many_triplets_are_scored_in_parts(tables):
+    triplets = made_triplets(42, 12_345)
+    evaluator = evaluator_of(tables, triplets={"hem": triplets})
+    sides = sides_of(evaluator)
+    embeds = [embeds_of(side.table) for side in sides]
+    vectors = torch.nn.functional.normalize(torch.cat(embeds)[:, 1].double(), dim=-1)
+    anchor, positive, negative = (vectors[rows] for rows in triplets.T)
+    right = ((anchor * positive).sum(1) > (anchor * negative).sum(1)).double().mean()
+    row = evaluator.score(sides, embeds, SHAPE)[1]
+    assert row["triplet_accuracy"] == pytest.approx(float(right), abs=1e-12) and row["num_triplets"] == 12_345
+
+
+@pytest.mark.parametrize("side", ["query", "gallery", "both"])
+def test_an_attribute_known_by_triplets_alone_has_no_ranking(tables, side):
+    for split in ("query", "gallery") if side == "both" else (side,):
+        tables[split].codes["hem"][:] = -1
+    evaluator = evaluator_of(tables, triplets={"hem": made_triplets(42, 20)})
+    sides = sides_of(evaluator)
+    colour, hem = evaluator.score(sides, [embeds_of(table) for table in (tables["query"], tables["gallery"])], SHAPE)
+    for name in ("mean_average_precision", "random_ranking", "prior", "gain_over_random"):
+        assert np.isnan(hem[name])
+    assert set(colour) <= set(hem), "a report's rows are of one form"
+    assert hem["num_queries"] == hem["num_gallery"] == hem["num_values"] == 0 and hem["num_triplets"] == 20
+    found = summarise([colour, hem])
+    assert found["mean_average_precision"] == colour["mean_average_precision"] == mean_score([colour, hem])
+    assert found["triplet_accuracy"] == hem["triplet_accuracy"] == mean_score([hem])
+    assert summarise([hem]) == {"triplet_accuracy": hem["triplet_accuracy"]}
+
+
+def test_triplets_of_an_attribute_that_has_none_left(tables):
+    tables["gallery"].codes["hem"][:] = -1
+    evaluator = evaluator_of(tables, triplets={"hem": np.empty((0, 3), dtype=np.int64)})
+    sides = sides_of(evaluator)
+    with pytest.raises(ValueError, match="'hem' of increment 'shape' has no labelled image in split 'gallery'"):
+        evaluator.score(sides, [embeds_of(side.table) for side in sides], SHAPE)
+
+
+# ---- all tags of an image
+
+
+def tag(table, seed):
+    """Gives the rows of a table several tags each, among them their labels and what no value is called."""
+    rng = np.random.default_rng(seed)
+    table.tags = []
+    for i in range(len(table)):
+        tags = {"brand=é", "colour=purple", "hem"} if i % 4 else set()
+        for name in table.attributes:
+            own = table.codes[name][i]
+            tags |= {f"{name}={table.values(name)[own]}"} if own >= 0 else set()
+            tags |= {f"{name}={value}" for value in table.values(name) if rng.random() < 0.3}
+        table.tags.append(sorted(tags) if tags else None)
+
+
+@pytest.mark.parametrize("evaluate_on", ["query", "val"])
+@pytest.mark.parametrize(
+    "increment", [SHAPE, Increment("winter", ("colour",), where={"season": ("winter",)}, new_values=True)]
+)
+def test_all_tags_equal_a_slow_loop(tables, evaluate_on, increment):
+    for seed, table in enumerate(tables.values()):
+        tag(table, seed)
+    evaluator = evaluator_of(tables, evaluate_on)
+    sides = sides_of(evaluator)
+    embeds = [embeds_of(side.table, len(increment.attributes)) for side in sides]
+    for position, row in enumerate(evaluator.score(sides, embeds, increment)):
+        name = row["attribute"]
+        inside = [
+            [i for i in range(len(side.table)) if increment is SHAPE or side.table.codes["season"][i] == 1]
+            for side in sides
+        ]
+        asked, found = (
+            [i for i in rows if side.table.codes[name][i] >= 0] for rows, side in zip(inside, sides, strict=True)
+        )
+        precisions, randoms = [], []
+        for q in asked:
+            wanted = f"{name}={sides[0].table.values(name)[sides[0].table.codes[name][q]]}"
+            others = [g for g in found if not (evaluate_on == "val" and g == q)]
+            scores = [
+                float(torch.cosine_similarity(embeds[0][q, position].double(), embeds[1][g, position].double(), dim=0))
+                for g in others
+            ]
+            order = np.argsort([-score for score in scores], kind="stable")
+            hits = [wanted in (sides[1].table.tags[others[place]] or ()) for place in order]
+            if any(hits):
+                at = [sum(hits[:place]) / place for place, hit in enumerate(hits, start=1) if hit]
+                precisions.append(sum(at) / len(at))
+                counts = torch.tensor([sum(hits)]), torch.tensor([len(hits)])
+                randoms.append(expected_average_precision(*counts).item())
+        assert row["mean_average_precision_all_tags"] == pytest.approx(np.mean(precisions), abs=1e-9)
+        assert row["random_ranking_all_tags"] == pytest.approx(np.mean(randoms), abs=1e-9)
+        assert row["mean_average_precision_all_tags"] != pytest.approx(row["mean_average_precision"])
+
+
+def test_tags_that_only_repeat_the_labels_change_no_score(tables):
+    for table in tables.values():
+        codes = {name: table.labels(name) for name in table.attributes}
+        table.tags = [
+            [f"{name}={table.values(name)[code[i]]}" for name, code in codes.items() if code[i] >= 0]
+            for i in range(len(table))
+        ]
+    for evaluate_on in ("query", "val"):
+        evaluator = evaluator_of(tables, evaluate_on)
+        sides = sides_of(evaluator)
+        for row in evaluator.score(sides, [embeds_of(side.table) for side in sides], SHAPE):
+            assert row["mean_average_precision_all_tags"] == pytest.approx(row["mean_average_precision"], abs=1e-12)
+            assert row["random_ranking_all_tags"] == pytest.approx(row["random_ranking"], abs=1e-12)
+
+
+# ---- pooled over attributes
+
+
+def ranked(increment, score, **more):
+    numbers = {"random_ranking": 0.2, "prior": 0.1, "gain_over_random": (score - 0.2) / 0.8}
+    counts = {"num_queries": 10, "num_queries_without_positives": 2}
+    return {"increment": increment, "mean_average_precision": score, **numbers, **counts, **more}
+
+
+def by_triplets(increment, accuracy, count):
+    nothing = dict.fromkeys(("mean_average_precision", "random_ranking", "prior", "gain_over_random"), float("nan"))
+    counts = {"num_queries": 0, "num_queries_without_positives": 0}
+    return {"increment": increment, **nothing, **counts, "triplet_accuracy": accuracy, "num_triplets": count}
+
+
+def test_triplets_are_pooled_over_all_of_them():
+    rows = [by_triplets("a", 0.5, 100), by_triplets("b", 0.9, 300)]
+    assert summarise(rows) == {"triplet_accuracy": pytest.approx(0.8)} and mean_score(rows) == pytest.approx(0.8)
+    rows.append(ranked("b", 0.6, triplet_accuracy=0.7, num_triplets=100))
+    found = summarise(rows)
+    assert found["triplet_accuracy"] == pytest.approx((50 + 270 + 70) / 500)
+    assert found["mean_average_precision"] == found["mean_average_precision_by_increments"] == mean_score(rows) == 0.6
+    assert not any(np.isnan(value) for value in found.values())
+
+
+def test_scores_by_all_tags_are_means_where_every_attribute_has_them():
+    tags = [{"mean_average_precision_all_tags": value, "random_ranking_all_tags": value / 2} for value in (0.9, 0.5)]
+    rows = [ranked("a", 0.6, **tags[0]), ranked("b", 0.4, **tags[1]), by_triplets("c", 0.5, 9)]
+    found = summarise(rows)
+    assert found["mean_average_precision_all_tags"] == pytest.approx(0.7)
+    assert found["random_ranking_all_tags"] == pytest.approx(0.35)
+    assert found["mean_average_precision"] == pytest.approx(0.5)
+    assert "mean_average_precision_all_tags" not in summarise([*rows, ranked("d", 0.3)])
+
+
+def test_nothing_to_score_at_all_is_an_error():
+    row = ranked("a", float("nan")) | {"num_queries_without_positives": 10}
+    with pytest.raises(ValueError, match="nothing to score"):
+        summarise([row])
+    assert summarise([row, by_triplets("b", 0.75, 4)]) == {"triplet_accuracy": 0.75}

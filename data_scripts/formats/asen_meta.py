@@ -8,15 +8,14 @@ further pairs of attribute and value), and {query,candidate}_{valid,test}.txt ("
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_scripts.formats.text_files import find, lines, read_json
-from modeling_mclfir.data.annotations import Check, image_path
+from data_scripts.formats.text_files import exists, find, lines, read_json
+from modeling_mclfir.data.annotations import BadLines, Check, image_path
 from modeling_mclfir.data.images import BadRows
 
 # List → our split and the galleries its images belong to; an image of "val" without any is a query.
@@ -58,6 +57,7 @@ class MetaSplit:
         folder: where the lists are.
         num_images: "valid", "test" and, where it is there, "train" → lines of the file of names.
         train_pairs: labels of label_train.txt by attribute, also counted where the names are absent; () without it.
+        bad_lines: labels of label_train.txt that cannot be used.
         notes: what is absent, in words.
     """
 
@@ -67,7 +67,14 @@ class MetaSplit:
     folder: Path
     num_images: dict[str, int] = field(default_factory=dict)
     train_pairs: tuple[int, ...] = ()
+    bad_lines: Mapping[str, BadLines] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def second_values(self) -> int:
+        """Labels of train for an attribute that the same image has another value of."""
+        train = self.lists.get("train", ())
+        return len(train) - len({(item.image, item.attribute) for item in train})
 
 
 def find_lists(folder: Path, dataset: str) -> Path | None:
@@ -76,7 +83,7 @@ def find_lists(folder: Path, dataset: str) -> Path | None:
     One of the six files that every set has is enough to be taken for it.
     """
     for place in (folder / dataset, folder / "data" / dataset, folder):
-        if any(_exists(place, f"{stem}.txt") for stem in _REQUIRED):
+        if any(exists(place, f"{stem}.txt") for stem in _REQUIRED):
             return place
     return None
 
@@ -92,16 +99,17 @@ def read_meta(folder: Path, dataset: str, bad_rows: BadRows) -> MetaSplit:
         dataset: "FashionAI", "DARN" or "DeepFashion".
         bad_rows: counts lines that are "malformed" (wrong number of words, not whole numbers), labels with an
             "unknown_image", "unknown_attribute" or "unknown_value" (an id that is out of range), and labels that stand
-            in the list before ("duplicate").
+            in the list before ("duplicate"). Those of label_train.txt are counted in `MetaSplit.bad_lines` instead:
+            a line may have several labels, an image several lines.
 
     Raises:
         FileNotFoundError: the message names all files that are missing.
         ValueError: meta.json is of another form or does not have `dataset`; an image path leaves its folder.
     """
     place = find_lists(folder, dataset) or folder / dataset
-    meta = next((path for path in (place, place.parent) if _exists(path, "meta.json")), None)
+    meta = next((path for path in (place, place.parent) if exists(path, "meta.json")), None)
     missing = [] if meta else ["meta.json"]
-    missing += [f"{dataset}/{stem}.txt" for stem in _REQUIRED if not _exists(place, f"{stem}.txt")]
+    missing += [f"{dataset}/{stem}.txt" for stem in _REQUIRED if not exists(place, f"{stem}.txt")]
     if missing:
         raise FileNotFoundError(
             f"{folder} has not all of ASEN's lists of {dataset}; missing: {', '.join(missing)}. Expected meta.json "
@@ -113,18 +121,20 @@ def read_meta(folder: Path, dataset: str, bad_rows: BadRows) -> MetaSplit:
     lists = {stem: list(reader.labels(find(place, f"{stem}.txt"), names[stem.split("_")[1]])) for stem in _STEMS}
     num_images = {part: len(paths) for part, paths in names.items()}
 
-    absent = [name for name in ("filenames_train.txt", "label_train.txt") if not _exists(place, name)]
-    notes, train_pairs = (), ()
+    absent = [name for name in ("filenames_train.txt", "label_train.txt") if not exists(place, name)]
+    notes, train_pairs, bad_lines = (), (), {}
     if absent:
         notes = (f"ASEN's lists of {dataset} come without {' and '.join(absent)}: they name no image of train.",)
     if "label_train.txt" not in absent:
         paths = None if absent else _read_names(find(place, "filenames_train.txt"))
-        train = list(reader.labels(find(place, "label_train.txt"), paths, several=True))
+        counter = BadRows()
+        train = list(_Reader(num_values, counter).labels(find(place, "label_train.txt"), paths, several=True))
+        bad_lines = {"train label": BadLines(counter, len(train) + counter.total)}
         counted = Counter(item.attribute for item in train)
         train_pairs = tuple(counted[i] for i in range(len(attributes)))
         if paths is not None:
             lists["train"], num_images["train"] = train, len(paths)
-    return MetaSplit(attributes, num_values, lists, place, num_images, train_pairs, notes)
+    return MetaSplit(attributes, num_values, lists, place, num_images, train_pairs, bad_lines, notes)
 
 
 def meta_checks(meta: MetaSplit, published: Mapping[str, Any]) -> list[Check]:
@@ -156,22 +166,8 @@ def meta_checks(meta: MetaSplit, published: Mapping[str, Any]) -> list[Check]:
         expected = published.get("train_pairs", ())
         checks.append(Check("train labels", sum(meta.train_pairs), published.get("train")))
         checks += _by_attribute("train labels", meta.attributes, meta.train_pairs, expected)
+        checks.append(Check("train labels beside another one of image and attribute", meta.second_values))
     return checks
-
-
-def attribute_increments(attributes: Sequence[str]) -> dict[str, list]:
-    """Content of increments.json: "attributes" is one after the other as in the papers, "all" is all at once."""
-    safe = [re.sub(r"[^A-Za-z0-9_-]+", "_", name) for name in attributes]
-    return {
-        "attributes": [
-            {"name": name, "attributes": [attribute]} for name, attribute in zip(safe, attributes, strict=True)
-        ],
-        "all": [{"name": "all", "attributes": list(attributes)}],
-    }
-
-
-def _exists(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() or (folder / f"{name}.gz").is_file()
 
 
 def _read_attributes(path: Path, dataset: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from data_scripts.formats.asen_meta import SPLIT_OF, MetaSplit
 from modeling_mclfir.data.annotations import SourceImage
-from modeling_mclfir.data.images import BadRows
 from modeling_mclfir.data.schema import SPLITS
 
 
@@ -18,7 +17,7 @@ class Labelled(NamedTuple):
 
     Attributes:
         image: path as it is listed.
-        labels: (attribute, value) of each label, as ids.
+        labels: (attribute, value) of each label, as ids, in the order of the list.
         galleries: the galleries that the image belongs to.
     """
 
@@ -39,31 +38,36 @@ def image_root(source: Path, lists: Path, folders: Sequence[str]) -> Path:
     return next((place for place in places if any((place / name).is_dir() for name in folders)), source)
 
 
-def listed_splits(meta: MetaSplit, bad_rows: BadRows) -> dict[str, list[Labelled]]:
+def listed_splits(meta: MetaSplit) -> dict[str, list[Labelled]]:
     """Split → rows of the lists, in their order; train is empty where the lists have none.
 
-    A row of val, query and gallery has one label. In train all labels of an image make one row; a second value of the
-    same attribute is left out and counted as "several_values".
+    A row of val, query and gallery has one label. In train all labels of an image make one row, as ASEN's code takes
+    every pair of a line.
     """
     splits: dict[str, list[Labelled]] = {split: [] for split in SPLITS}
     for name, (split, galleries) in SPLIT_OF.items():
         if split != "train":
             listed = meta.lists[name]
             splits[split] += (Labelled(item.image, ((item.attribute, item.value),), galleries) for item in listed)
-    labels: dict[str, dict[int, int]] = {}
+    labels: dict[str, list[tuple[int, int]]] = {}
     for item in meta.lists.get("train", ()):
-        if labels.setdefault(item.image, {}).setdefault(item.attribute, item.value) != item.value:
-            bad_rows.add("several_values", f"train, {item.image}: {meta.attributes[item.attribute]}")
-    splits["train"] = [Labelled(image, tuple(pairs.items())) for image, pairs in labels.items()]
+        labels.setdefault(item.image, []).append((item.attribute, item.value))
+    splits["train"] = [Labelled(image, tuple(pairs)) for image, pairs in labels.items()]
     return splits
+
+
+def second_values_note(meta: MetaSplit, rest: str) -> list[str]:
+    """A note on images of train with several values of one attribute, where there are any; `rest` is their lot."""
+    count = meta.second_values
+    return [f"Train labels beside another one of the same image and attribute: {count}. {rest}"] if count else []
 
 
 def labelled_rows(
     root: Path, attributes: Sequence[str], value_names: Sequence[Sequence[str]], items: Iterable[Labelled]
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for each of `items`; an attribute that it has no label for is None."""
+    """Yields a row for each of `items`: of an attribute the first label that it has, None where it has none."""
     for item in items:
         labels: dict[str, str | None] = dict.fromkeys(attributes)
-        for attribute, value in item.labels:
+        for attribute, value in reversed(item.labels):
             labels[attributes[attribute]] = value_names[attribute][value]
         yield {"image": SourceImage(root, item.image), "attributes": labels, "galleries": list(item.galleries)}

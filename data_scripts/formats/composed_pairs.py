@@ -24,6 +24,7 @@ class Pair(NamedTuple):
     soft_targets: Sequence[str] | None = None
     soft_scores: Sequence[float] | None = None
     wanted: Sequence[str] | None = None
+    hit: str = "target"
 
 
 def composed_table(splits: Mapping[str, Sequence[Pair]]) -> Table:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepFashion split by the lists of ASEN: one sampled tag an image, and all tags where they are known."""
+"""DeepFashion split by the lists of ASEN: one sampled tag an image of val and test, all tags where they are known."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from data_scripts.formats.deepfashion_files import (
     ImageTags,
     OfficialFiles,
     Vocabulary,
-    draw,
 )
 from data_scripts.formats.deepfashion_rows import Item, Rows, image_root, tag_checks
-from data_scripts.formats.text_files import find, lines
+from data_scripts.formats.line_counts import LineCounter, bad_lines
+from data_scripts.formats.text_files import exists, find, lines
 from modeling_mclfir.data.annotations import Annotations, Check, image_path
-from modeling_mclfir.data.images import BadRows
 from modeling_mclfir.data.schema import SPLITS
 
 # ASEN's lists: counted in them. Of the queries' relevant images, the papers count the "positives" only.
@@ -36,6 +35,8 @@ PUBLISHED = {
     "lonely_test": 23,
 }
 POSITIVES, HIDDEN_POSITIVES = 805_021, 603_851
+
+_LABEL_LINES = "image tag"
 
 
 @dataclass
@@ -73,7 +74,7 @@ def read_asen(
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for name, (split, galleries) in SPLIT_OF.items():
         if split != "train":
-            splits[split] += ((item.image, _tag(known, item), galleries) for item in meta.lists[name])
+            splits[split] += ((item.image, (_tag(known, item),), galleries) for item in meta.lists[name])
     checks = [
         *tag_checks(known.vocabulary),
         *meta_checks(meta, PUBLISHED),
@@ -82,16 +83,18 @@ def read_asen(
     ]
     notes = [*_protocol_notes(protocol, known), *notes]
     splits["train"], train_note = _train(files, meta, known, splits)
-    notes.append(train_note)
+    notes += [train_note, *several_tags_note(known.vocabulary, splits["train"])]
     root = image_root(files.source, meta.folder)
     rows = Rows(root, known.vocabulary, known.tags, protocol, boxes, columns=("galleries", "tags"))
     checks.append(Check("train images", len(splits["train"])))
-    return rows.annotations(splits, checks=checks, notes=notes, bad_rows=files.bad_rows)
+    lines_read = {**meta.bad_lines, **bad_lines(files.line_counters)}
+    return rows.annotations(splits, checks=checks, notes=notes, bad_rows=files.bad_rows, bad_lines=lines_read)
 
 
 def _known_tags(files: OfficialFiles, meta: MetaSplit) -> Known:
+    counter = files.line_counters[_LABEL_LINES]
     if not files.find(TAG_NAMES):
-        labels, types = read_label_files(meta, files.bad_rows)
+        labels, types = read_label_files(meta, counter)
         vocabulary = _vocabulary_of(meta, types)
         return Known(_numbered(meta), {}, False) if vocabulary is None else Known(vocabulary, labels)
     vocabulary = files.tag_names()
@@ -102,7 +105,7 @@ def _known_tags(files: OfficialFiles, meta: MetaSplit) -> Known:
             f"{', '.join(map(str, meta.num_values))}; expected the file of Anno or Anno_coarse, unchanged"
         )
     vocabulary = Vocabulary(meta.attributes, vocabulary.types, vocabulary.names)
-    labels, _ = read_label_files(meta, files.bad_rows, vocabulary)
+    labels, _ = read_label_files(meta, counter, vocabulary)
     if files.find(IMAGE_TAGS):
         labels |= files.image_tags(vocabulary)
     return Known(vocabulary, labels, bool(labels))
@@ -122,23 +125,32 @@ def _train(
         for item in meta.lists["train"]:
             listed.setdefault(item.image, []).append(_tag(known, item))
         for image, tags in listed.items():
-            known.tags.setdefault(image, array("H", tags))
-        several = sum(len(tags) > 1 for tags in listed.values())
-        note = "The split train is that of label_train.txt."
-        if several:
-            note += f" It has several tags for {several} images: one of them is sampled by a hash of the path."
-        return [(image, draw(image, tags), ()) for image, tags in listed.items()], note
+            known.tags.setdefault(image, array("I", tags))
+        return [(image, tags, ()) for image, tags in listed.items()], "The split train is that of label_train.txt."
     absent = "filenames_train.txt or label_train.txt of ASEN's lists is absent"
     if not files.find(IMAGE_TAGS):
         return [], f"{absent}: the split train is empty. With {IMAGE_TAGS} it would be made of all other images."
     taken = {image for items in splits.values() for image, *_ in items}
     rest = {str(image_path(image)): image for image in known.tags if image not in taken}
-    items = [(image, draw(image, known.tags[image]), ()) for image in rest.values() if known.tags[image]]
+    items = [(image, known.tags[image], ()) for image in rest.values() if known.tags[image]]
     return items, (
-        f"{absent}: the split train is made of the images of {IMAGE_TAGS} that are in no list of valid or test; one "
-        f"tag of each is sampled by a hash of its path. {len(rest) - len(items)} images without any tag are left out. "
+        f"{absent}: the split train is made of the images of {IMAGE_TAGS} that are in no list of valid or test. "
+        f"{len(rest) - len(items)} images without any tag are left out. "
         "The papers' own split train may differ."
     )
+
+
+def several_tags_note(vocabulary: Vocabulary, train: Sequence[Item]) -> list[str]:
+    """What of the tags of train is no label, where there is something."""
+    types = [[vocabulary.types[tag] for tag in tags] for _, tags, _ in train]
+    images = sum(len(set(kinds)) < len(kinds) for kinds in types)
+    lost = sum(len(kinds) - len(set(kinds)) for kinds in types)
+    if not images:
+        return []
+    return [
+        f"In train {images} images have several tags of one type: one of them, drawn by a hash of path and type, is "
+        f"the label, {lost} others are in the column tags only."
+    ]
 
 
 def _sampled_checks(splits: Mapping[str, list[Item]], known: Known) -> list[Check]:
@@ -146,19 +158,19 @@ def _sampled_checks(splits: Mapping[str, list[Item]], known: Known) -> list[Chec
     parts = {"val": splits["val"], "test": splits["query"] + splits["gallery"]}
     checks = []
     for part, items in parts.items():
-        among = sum(sampled in known.tags.get(image, ()) for image, sampled, _ in items)
+        among = sum(sampled in known.tags.get(image, ()) for image, (sampled,), _ in items)
         checks.append(Check(f"{part} images whose sampled tag is among their tags", among, PUBLISHED["images"]))
     types = known.vocabulary.types
-    positives = Counter(sampled for _, sampled, _ in splits["gallery"])
+    positives = Counter(sampled for _, (sampled,), _ in splits["gallery"])
     # A query is compared with the candidates that are labelled for its attribute.
     carriers = Counter(
         tag
-        for image, sampled, _ in splits["gallery"]
+        for image, (sampled,), _ in splits["gallery"]
         for tag in {*known.tags.get(image, ()), sampled}
         if types[tag] == types[sampled]
     )
-    counted = sum(positives[sampled] for _, sampled, _ in splits["query"])
-    hidden = sum(carriers[sampled] for _, sampled, _ in splits["query"]) - counted
+    counted = sum(positives[sampled] for _, (sampled,), _ in splits["query"])
+    hidden = sum(carriers[sampled] for _, (sampled,), _ in splits["query"]) - counted
     return checks + [
         Check("test candidates with the query's tag: counted as relevant", counted, POSITIVES),
         Check("test candidates with the query's tag: counted as not relevant", hidden, HIDDEN_POSITIVES),
@@ -172,12 +184,14 @@ def _protocol_notes(protocol: str, known: Known) -> list[str]:
     ]
     if protocol == "one-tag":
         notes.append(
-            "Protocol one-tag, as in the papers: only the sampled tag is a label. Many candidates have the query's "
-            "tag too and count as not relevant; the counts of this card say how many."
+            "Protocol one-tag, as in the papers: in val and test only the sampled tag is a label. Many candidates "
+            "have the query's tag too and count as not relevant; the counts of this card say how many. An image of "
+            "train has a label for each type that it has a tag of: ASEN's code learns from every pair of a line of "
+            "label_train.txt."
         )
     else:
         notes.append(
-            "Protocol all-tags: an image has a label for each type that it has a tag of: the sampled one for its "
+            "Protocol all-tags: an image has a label for each type that it has a tag of: the listed one for its "
             "type, for the others one drawn by a hash of path and type. An image is relevant where its column tags "
             "holds the query's."
         )
@@ -187,7 +201,7 @@ def _protocol_notes(protocol: str, known: Known) -> list[str]:
 
 
 def read_label_files(
-    meta: MetaSplit, bad_rows: BadRows, vocabulary: Vocabulary | None = None
+    meta: MetaSplit, counter: LineCounter, vocabulary: Vocabulary | None = None
 ) -> tuple[ImageTags, dict[int, int]]:
     """All tags of the images of valid and test, from label_valid.txt and label_test.txt, where both are there.
 
@@ -195,8 +209,8 @@ def read_label_files(
 
     Args:
         meta: the lists beside them.
-        bad_rows: counts lines that are "malformed" or of an "unknown_image", and tags that do not exist or have
-            another type ("unknown_value").
+        counter: counts the tags, lines that are "malformed" or of an "unknown_image", and tags that do not exist or
+            have another type ("unknown_value").
         vocabulary: the tags, where they are known.
 
     Returns:
@@ -205,26 +219,26 @@ def read_label_files(
     parts = ("valid", "test")
     tags: ImageTags = {}
     types = dict(enumerate(vocabulary.types)) if vocabulary else {}
-    try:
-        paths = {part: find(meta.folder, f"label_{part}.txt") for part in parts}
-    except FileNotFoundError:
+    if not all(exists(meta.folder, f"label_{part}.txt") for part in parts):
         return {}, {}
-    for part, path in paths.items():
+    for part in parts:
+        path = find(meta.folder, f"label_{part}.txt")
         images = {number - 1: line.strip() for number, line in lines(find(meta.folder, f"filenames_{part}.txt"))}
         for number, line in lines(path):
             where = f"{path.name} line {number}"
             image, pairs = _label_line(line)
+            counter.read += max(1, len(pairs))
             if image not in images:
-                bad_rows.add("malformed" if image is None else "unknown_image", where)
+                counter.add("malformed" if image is None else "unknown_image", where)
                 continue
             found = set(tags.get(images[image], ()))
             for kind, tag in pairs:
-                exists = 1 <= kind <= len(meta.attributes) and 0 <= tag < sum(meta.num_values)
-                if exists and types.setdefault(tag, kind - 1) == kind - 1:
+                known = 1 <= kind <= len(meta.attributes) and 0 <= tag < sum(meta.num_values)
+                if known and types.setdefault(tag, kind - 1) == kind - 1:
                     found.add(tag)
                 else:
-                    bad_rows.add("unknown_value", f"{where}: type {kind}, tag {tag}")
-            tags[images[image]] = array("H", sorted(found))
+                    counter.add("unknown_value", f"{where}: type {kind}, tag {tag}")
+            tags[images[image]] = array("I", sorted(found))
     return tags, types
 
 

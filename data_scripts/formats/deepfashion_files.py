@@ -7,16 +7,16 @@ its place in list_attr_cloth.txt (1,000 of them).
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-from data_scripts.formats.text_files import find, lines
+from data_scripts.formats.line_counts import LineCounter
+from data_scripts.formats.text_files import exists, find, lines, whole_number
 from modeling_mclfir.data.annotations import Check, image_path
 from modeling_mclfir.data.images import BadRows
 
@@ -29,7 +29,6 @@ _FOLDERS = ("Anno", "Anno_coarse", "Eval", "")
 _FLAGS = {"1", "-1", "0"}
 _SPLITS = {"train", "val", "test"}
 
-T = TypeVar("T")
 ImageTags = dict[str, Sequence[int]]
 Box = tuple[int, int, int, int]
 
@@ -59,31 +58,27 @@ class Vocabulary:
         return tuple(f"{self.attributes[i]}={name}" for i, name in zip(self.types, self.names, strict=True))
 
 
-def draw(key: str, choices: Sequence[T]) -> T:
-    """One of `choices`, by a hash of `key`: the same on every machine."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return choices[int.from_bytes(digest, "big") % len(choices)]
-
-
 class OfficialFiles:
     """Reads the files in `source` or its folders Anno, Anno_coarse and Eval; gzipped copies are taken.
 
+    Args:
+        source: the folder.
+        bad_rows: counts the lines of the partition that cannot be used, each of which is a row.
+
     Attributes:
         checks: for each file that was read, its lines beside the number that it begins with.
+        line_counters: what was read of the other files.
     """
 
     def __init__(self, source: Path, bad_rows: BadRows):
         self.source, self.bad_rows = source, bad_rows
         self.checks: list[Check] = []
+        self.line_counters: defaultdict[str, LineCounter] = defaultdict(LineCounter)
 
     def find(self, name: str) -> Path | None:
         """Where the file is; None: nowhere."""
-        for folder in _FOLDERS:
-            try:
-                return find(self.source / folder, name)
-            except FileNotFoundError:
-                continue
-        return None
+        folders = (self.source / folder for folder in _FOLDERS)
+        return next((find(folder, name) for folder in folders if exists(folder, name)), None)
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of `names` that are not there, with the folder in which they are expected."""
@@ -98,7 +93,7 @@ class OfficialFiles:
             words = line.rsplit(None, 1)
             known = len(words) == 2 and words[1] in {str(i + 1) for i in range(len(TYPES))}
             if not known:
-                self.bad_rows.add("malformed", where)
+                self._counter(TAG_NAMES).add("malformed", where)
             name, kind = (words[0].strip(), int(words[1]) - 1) if known else ("", -1)
             if (name, kind) in seen:  # two tags of one name must not become one value
                 name = f"{name} ({len(names)})"
@@ -115,7 +110,7 @@ class OfficialFiles:
         def parse(words: list[str]) -> array | None:
             if words[0].rsplit(None, 1)[-1] in _FLAGS or not _FLAGS.issuperset(words[1:]):
                 return None
-            return array("H", [tag for tag, flag in enumerate(words[1:]) if flag == "1" and known[tag]])
+            return array("I", [tag for tag, flag in enumerate(words[1:]) if flag == "1" and known[tag]])
 
         self._read(IMAGE_TAGS, len(known), parse, result)
         return result
@@ -126,7 +121,7 @@ class OfficialFiles:
         for where, line in self._body(CATEGORY_NAMES):
             words = line.rsplit(None, 1)
             if len(words) < 2:
-                self.bad_rows.add("malformed", where)
+                self._counter(CATEGORY_NAMES).add("malformed", where)
             names.append(words[0].strip() if len(words) == 2 else "")
         by_number = {str(i): name for i, name in enumerate(names, start=1) if name}
         images: dict[str, str] = {}
@@ -163,30 +158,37 @@ class OfficialFiles:
         self, name: str, values: int, parse: Callable[[list[str]], object], result: dict, cause: str = "malformed"
     ) -> None:
         """Fills `result` from lines of a path and `values` words; `cause` is counted where `parse` gives None."""
+        counter = self._counter(name)
         for where, line in self._body(name):
             words = line.rsplit(None, values)
             if len(words) != values + 1:
-                self.bad_rows.add("malformed", where)
+                counter.add("malformed", where)
                 continue
             image = sys.intern(words[0].strip())  # five files name the same images
             value = parse(words)
             if value is None:
-                self.bad_rows.add(cause, where)
+                counter.add(cause, where)
             elif image in result:
-                self.bad_rows.add("duplicate", where)
+                counter.add("duplicate", where)
             else:
                 result[image] = value
+
+    def _counter(self, name: str) -> BadRows:
+        return self.bad_rows if name == PARTITION else self.line_counters[name]
 
     def _body(self, name: str) -> Iterator[tuple[str, str]]:
         """Yields (place, text) of the lines behind the header."""
         path = self.find(name)
         rest = lines(path)
         _, first = next(rest, (0, ""))
-        if not first.strip().isdecimal():
+        expected = whole_number(first.strip())
+        if expected is None:
             raise ValueError(f"{path} begins with {first!r:.60}; expected the number of its lines, then its columns")
         next(rest, None)
         count = 0
         for number, line in rest:
             count += 1
+            if name != PARTITION:
+                self.line_counters[name].read += 1
             yield f"{path.name} line {number}", line
-        self.checks.append(Check(f"lines of {name}, beside its first line", count, int(first)))
+        self.checks.append(Check(f"lines of {name}, beside its first line", count, expected))

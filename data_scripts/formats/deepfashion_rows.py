@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_scripts.formats.asen_meta import attribute_increments
-from data_scripts.formats.deepfashion_files import Box, ImageTags, Vocabulary, draw
+from data_scripts.formats.deepfashion_files import Box, ImageTags, Vocabulary
+from data_scripts.formats.increment_lists import attribute_increments
+from data_scripts.formats.stable_hash import draw
 from modeling_mclfir.data.annotations import Again, Annotations, Check, SourceImage
 from modeling_mclfir.data.schema import FURTHER_COLUMNS, table_features
 
 NUM_TAGS = 1_000
 NUM_VALUES = (156, 218, 180, 216, 230)
-# Image, the tag that was sampled for it (None: none was), and the galleries it belongs to.
-Item = tuple[str, "int | None", tuple[str, ...]]
+# Image, the tags that its labels are taken from before any others, and the galleries it belongs to.
+Item = tuple[str, Sequence[int], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Rows:
         root: where the listed paths begin.
         vocabulary: the tags.
         tags: image → all its tags, where they are known.
-        protocol: "one-tag" or "all-tags".
+        protocol: "one-tag": labels are taken from the tags of the item only; "all-tags": also from `tags`, for the
+            types that the item has none of.
         boxes: image → its box, where there is one.
         categories: image → its category; None: the set has no attribute of that name.
         columns: further columns of a row.
@@ -48,10 +50,10 @@ class Rows:
 
     def of(self, items: Iterable[Item]) -> Iterator[Mapping[str, Any]]:
         """Yields a row for each item."""
-        for image, sampled, galleries in items:
+        for image, given, galleries in items:
             labels: dict[str, str | None] = dict.fromkeys(self.attributes)
-            tags = sorted({*self.tags.get(image, ()), *(() if sampled is None else (sampled,))})
-            for tag in self._labelled(image, tags, sampled):
+            tags = sorted({*self.tags.get(image, ()), *given})
+            for tag in self._labelled(image, sorted(given), tags):
                 labels[self.vocabulary.attributes[self.vocabulary.types[tag]]] = self.vocabulary.names[tag]
             words = [self.vocabulary.labels[tag] for tag in tags]
             if self.categories and image in self.categories:
@@ -62,17 +64,14 @@ class Rows:
                 row["galleries"] = list(galleries)
             yield row
 
-    def _labelled(self, image: str, tags: Sequence[int], sampled: int | None) -> Iterator[int]:
-        if self.protocol == "one-tag":
-            if tags:
-                yield draw(image, tags) if sampled is None else sampled
-            return
+    def _labelled(self, image: str, *sources: Sequence[int]) -> Iterator[int]:
+        """One tag of each type, by a hash of image and type, from the first of `sources` that has the type."""
         types = self.vocabulary.types
+        if self.protocol == "one-tag":
+            sources = sources[:1]
         for i in range(len(self.vocabulary.attributes)):
-            of_type = [tag for tag in tags if types[tag] == i]
-            if sampled in of_type:
-                yield sampled
-            elif of_type:
+            of_type = next(filter(None, ([tag for tag in tags if types[tag] == i] for tags in sources)), None)
+            if of_type:
                 yield draw(f"{image}\t{i + 1}", of_type)
 
     def annotations(self, splits: Mapping[str, list[Item]], **rest: Any) -> Annotations:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_scripts.command import require_files
 from data_scripts.formats.composed_pairs import Pair, count_blank, read_json_of
+from data_scripts.formats.line_counts import LineCounter
 from data_scripts.formats.text_files import find
 from modeling_mclfir.data.annotations import Check, image_path
 from modeling_mclfir.data.images import BadRows
@@ -39,14 +40,14 @@ class Files:
     Attributes:
         lists: (category, part) → ASINs in the order of the list, each once.
         pairs: (category, part) → pairs in the order of the file; those of test have no target.
-        outside: number of pairs left out because an image of theirs is not in their list.
-        bad_rows: "malformed" and "duplicate" entries of lists, "malformed" pairs and those with an "unknown_image".
+        bad_rows: "malformed" and "duplicate" entries of lists.
+        pair_counter: "malformed" pairs, and those with an "unknown_image".
     """
 
     lists: Mapping[tuple[str, str], list[str]]
     pairs: Mapping[tuple[str, str], list[Pair]]
-    outside: int
     bad_rows: BadRows
+    pair_counter: LineCounter
 
     def all_pairs(self, part: str) -> list[Pair]:
         """The pairs of all categories."""
@@ -81,10 +82,10 @@ def read_files(source: Path) -> Files:
     captions = {key: f"captions/cap.{key[0]}.{key[1]}.json" for key in keys}
     image_splits = {key: f"image_splits/split.{key[0]}.{key[1]}.json" for key in keys}
     require_files(source, (*captions.values(), *image_splits.values()))
-    bad_rows = BadRows()
+    bad_rows, counter = BadRows(), LineCounter()
     lists = {key: _read_list(find(source, image_splits[key]), bad_rows) for key in keys}
-    pairs = {key: _read_pairs(find(source, captions[key]), *key, set(lists[key]), bad_rows) for key in keys}
-    return Files(lists, pairs, bad_rows.counts["unknown_image"], bad_rows)
+    pairs = {key: _read_pairs(find(source, captions[key]), *key, set(lists[key]), counter) for key in keys}
+    return Files(lists, pairs, bad_rows, counter)
 
 
 def _read_list(path: Path, bad_rows: BadRows) -> list[str]:
@@ -100,21 +101,22 @@ def _read_list(path: Path, bad_rows: BadRows) -> list[str]:
     return list(names)
 
 
-def _read_pairs(path: Path, category: str, part: str, known: set[str], bad_rows: BadRows) -> list[Pair]:
+def _read_pairs(path: Path, category: str, part: str, known: set[str], counter: LineCounter) -> list[Pair]:
     # "dress" stands for the original and the val gallery; of test there is one only.
     gallery = f"test/{category}" if part == "test" else category
     pairs = []
     for index, item in enumerate(read_json_of(path, list)):
+        counter.read += 1
         item = item if isinstance(item, dict) else {}
         names = [item.get("candidate"), *([] if part == "test" else [item.get("target")])]
         texts = item.get("captions")
         is_text = isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
         if not is_text or not all(isinstance(name, str) for name in names):
-            bad_rows.add("malformed", f"{path.name} pair {index}")
+            counter.add("malformed", f"{path.name} pair {index}")
             continue
         reference, target = ([name.strip() for name in names] + [None])[:2]
         if not {reference, target} - {None} <= known:
-            bad_rows.add("unknown_image", f"{path.name} pair {index}")
+            counter.add("unknown_image", f"{path.name} pair {index}")
             continue
         texts = [text.strip() for text in texts]
         pairs.append(Pair(f"{category}-{part}-{index}", reference, target, texts, gallery))
@@ -153,7 +155,8 @@ def count_files(files: Files) -> list[Check]:
     ]
     for part, published in zip(PARTS, PUBLISHED["unique images"], strict=True):
         checks.append(Check(f"unique images of {part}", len(files.all_images(part)), published))
-    return [*checks, Check("pairs with an image that is not in their list", files.outside, 0)]
+    outside = files.pair_counter.counts["unknown_image"]
+    return [*checks, Check("pairs with an image that is not in their list", outside, 0)]
 
 
 def connected_images(pairs: Iterable[Pair]) -> dict[str, str]:

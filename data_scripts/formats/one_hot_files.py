@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from data_scripts.formats.text_files import find, lines, read_json
+from data_scripts.formats.text_files import find, lines, read_json, whole_number
 
 # Names of the 12 attributes of Shopping100K by the number of their values, in the order of attr_num.txt.
 SHOPPING100K = {
@@ -53,58 +54,46 @@ class Vocabulary:
 
     Attributes:
         values: the same.
-        width: numbers a row.
+        columns: attribute and value of each column.
     """
 
-    def __init__(self, values: dict[str, tuple[str, ...]]):
+    def __init__(self, values: Mapping[str, Sequence[str]]):
         self.values = values
-        self.width = sum(map(len, values.values()))
+        self.columns = tuple((attribute, value) for attribute, names in values.items() for value in names)
 
-    def labels(self, line: str) -> tuple[tuple[str | None, ...], list[str]] | None:
-        """The value of each attribute (None: it has none), and the attributes with several, which get None too.
+    def row(self, line: str) -> tuple[int, ...] | None:
+        """Numbers of the columns that have a 1; None for a line that is no row of 0 and 1."""
+        cells = self._cells(line, _ONE_HOT)
+        return cells and tuple(i for i, cell in enumerate(cells) if cell == "1")
 
-        None for a line that is no row of 0 and 1.
-        """
-        groups = self._groups(line, _ONE_HOT)
-        if groups is None:
-            return None
-        labels, several = [], []
-        for attribute, cells in groups:
-            count = cells.count("1")
-            labels.append(self.values[attribute][cells.index("1")] if count == 1 else None)
-            if count > 1:
-                several.append(attribute)
-        return tuple(labels), several
+    def tags(self, row: Iterable[int]) -> tuple[str, ...]:
+        """All labels of a row, "attribute=value" each."""
+        return tuple("=".join(self.columns[i]) for i in row)
 
-    def tags(self, line: str) -> tuple[str, ...]:
-        """All labels of a row, "attribute=value" each; none for a line that is no row of 0 and 1."""
-        return tuple(
-            f"{attribute}={value}"
-            for attribute, cells in self._groups(line, _ONE_HOT) or ()
-            for value in self._where(attribute, cells, "1")
-        )
+    def labels(self, row: Sequence[int]) -> dict[str, str | None]:
+        """Attribute → its value, None where the row has none of it, or several."""
+        count = self.count(row)
+        found = (self.columns[i] for i in row)
+        return dict.fromkeys(self.values) | {attribute: value for attribute, value in found if count[attribute] == 1}
+
+    def count(self, row: Iterable[int]) -> Counter[str]:
+        """Attribute → number of its values in a row."""
+        return Counter(self.columns[i][0] for i in row)
 
     def changes(self, line: str) -> tuple[Change, ...] | None:
         """What a row of -1 (goes), 0 (stays) and 1 (comes) changes; None for another line, or one without a change."""
-        changes = [
-            Change(attribute, self._where(attribute, cells, "-1"), self._where(attribute, cells, "1"))
-            for attribute, cells in self._groups(line, _INDICATOR) or ()
-        ]
-        return tuple(change for change in changes if change.removed or change.added) or None
+        changed: dict[str, dict[str, list[str]]] = {}
+        cells = self._cells(line, _INDICATOR) or ["0"] * len(self.columns)
+        for (attribute, value), cell in zip(self.columns, cells, strict=True):
+            if cell != "0":
+                changed.setdefault(attribute, {"-1": [], "1": []})[cell].append(value)
+        changes = (Change(name, tuple(parts["-1"]), tuple(parts["1"])) for name, parts in changed.items())
+        return tuple(changes) or None
 
-    def _groups(self, line: str, allowed: frozenset[str]) -> list[tuple[str, list[str]]] | None:
-        """The numbers of each attribute as they are written; None where there are too few, too many, or others."""
+    def _cells(self, line: str, allowed: frozenset[str]) -> list[str] | None:
+        """The numbers as they are written; None where there are too few, too many, or others."""
         cells = line.split()
-        if len(cells) != self.width or not allowed.issuperset(cells):
-            return None
-        groups, start = [], 0
-        for attribute, names in self.values.items():
-            groups.append((attribute, cells[start : start + len(names)]))
-            start += len(names)
-        return groups
-
-    def _where(self, attribute: str, cells: list[str], wanted: str) -> tuple[str, ...]:
-        return tuple(name for name, cell in zip(self.values[attribute], cells, strict=True) if cell == wanted)
+        return cells if len(cells) == len(self.columns) and allowed.issuperset(cells) else None
 
 
 def read_vocabulary(folder: Path, names: Path | None) -> Vocabulary:
@@ -120,12 +109,12 @@ def read_vocabulary(folder: Path, names: Path | None) -> Vocabulary:
     """
     path = find(folder, "attr_num.txt")
     cells = [cell for _, line in lines(path) for cell in line.split()]
-    if not cells or not all(cell.isdecimal() and int(cell) for cell in cells):
+    sizes = [whole_number(cell) for cell in cells]
+    if not sizes or not all(sizes):
         raise ValueError(
             f"{path} holds {' '.join(cells)!r:.80}; expected the number of values of each attribute. "
             "(A pointer of git-lfs? Run `git lfs pull` where the files come from.)"
         )
-    sizes = [int(cell) for cell in cells]
     if names is not None:
         return Vocabulary(_read_names(names, sizes))
     known = sizes == list(SHOPPING100K.values())

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from data_scripts.formats.stable_hash import draw, hash_number
 
 
 class WordChange(NamedTuple):
@@ -69,9 +70,9 @@ def draw_pairs(names: Sequence[str], captions: Sequence[str | None], per_image: 
         for place in places if count else ():
             drawn = {}
             for number in range(per_image):
-                which_caption, which_image = _dice(f"{seed}\0{number}\0{names[place]}")
-                old, new, other = _pick(families, which_caption % count)
-                target = images[other][which_image % len(images[other])]
+                key = f"{seed}\0{number}\0{names[place]}"
+                old, new, other = _pick(families, hash_number(f"{key}\0caption") % count)
+                target = draw(f"{key}\0image", images[other])
                 drawn.setdefault(target, WordChange(place, target, old, new))
             pairs += drawn.values()
     return sorted(pairs, key=lambda pair: pair.reference)
@@ -124,8 +125,3 @@ def _pick(families: Sequence[_Family], index: int) -> tuple[str, str, str]:
             return family.old, new, caption
         index -= family.others
     raise IndexError(f"number {index} after the last caption")
-
-
-def _dice(key: str) -> tuple[int, int]:
-    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).digest()
-    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")

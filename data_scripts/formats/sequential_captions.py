@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from data_scripts.formats.line_counts import LineCounter, bad_lines
 from data_scripts.formats.text_files import open_text, read_json
 from modeling_mclfir.data.annotations import Again, Annotations, Check, SourceImage
 from modeling_mclfir.data.images import BadRows
@@ -168,14 +169,15 @@ def fields(item: Any, **kinds: type) -> tuple | None:
     """The values of an item by name, or None where one is missing or of another type (float takes int too)."""
     if not isinstance(item, dict):
         return None
-    values = tuple(item.get(name) for name in kinds)
-    for value, kind in zip(values, kinds.values(), strict=True):
-        if kind is float:
-            if type(value) not in (int, float) or not math.isfinite(value):
-                return None
-        elif type(value) is not kind:
+    values = []
+    for name, kind in kinds.items():
+        value = item.get(name)
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            value = float(value) if kind is float and type(value) is int else value
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
             return None
-    return values
+        values.append(value)
+    return tuple(values)
 
 
 def read_groups(path: Path, known: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -225,16 +227,6 @@ def dominant(areas: Mapping[str, float], groups: Groups) -> tuple[str, str] | No
     return group, max(present[group], key=areas.__getitem__)
 
 
-def split_by_shares(key: str, shares: Mapping[str, int]) -> str:
-    """One of the splits `shares` (split → weight) by a hash of `key`: the same on every machine and in any order."""
-    place = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % sum(shares.values())
-    for split, share in shares.items():
-        if place < share:
-            return split
-        place -= share
-    raise ValueError(f"shares {shares}: expected positive weights")
-
-
 class Entry(NamedTuple):
     """An image of an increment: its id, its path in the source, its captions, its place in the groups."""
 
@@ -263,7 +255,14 @@ class Sorter:
         else:
             self.entries[split].append(Entry(image_id, listed, tuple(captions), *found))
 
-    def annotations(self, source: Path, checks: Sequence[Check], notes: Sequence[str], bad: BadRows) -> Annotations:
+    def annotations(
+        self,
+        source: Path,
+        checks: Sequence[Check],
+        notes: Sequence[str],
+        bad_rows: BadRows,
+        counters: Mapping[str, LineCounter],
+    ) -> Annotations:
         """The data set of all images taken; `checks` and `notes` stand before those about the groups."""
         sizes = {split: Counter(entry.group for entry in entries) for split, entries in self.entries.items()}
         counted = [Check(f"{split}, group {name}", sizes[split][name]) for split in sizes for name in self.groups]
@@ -280,7 +279,8 @@ class Sorter:
             columns=table_features({name: FURTHER_COLUMNS[name] for name in ("image_id", "captions")}),
             checks=(*checks, *counted, *left_out),
             notes=(_NOT_OURS, *notes, f"Groups, in the order of the increments: {listing}."),
-            bad_rows=bad,
+            bad_rows=bad_rows,
+            bad_lines=bad_lines(counters),
         )
 
 

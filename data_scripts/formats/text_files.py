@@ -6,9 +6,18 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+_UNREADABLE = (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError)
+_MAX_DIGITS = 18
+
+
+def exists(source: Path, name: str) -> bool:
+    """Whether `name` is inside `source`, a file or a folder, or the file's gzipped copy, `name` + ".gz"."""
+    return (source / name).exists() or (source / f"{name}.gz").is_file()
 
 
 def find(source: Path, name: str) -> Path:
@@ -42,8 +51,13 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 line = line.rstrip("\n")
                 if line.strip():
                     yield number, line
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as text ({error}); obtain the file anew") from error
+
+
+def whole_number(text: str) -> int | None:
+    """The number that decimal digits stand for; None for another text, and for one too long to count anything."""
+    return int(text) if len(text) <= _MAX_DIGITS and text.isdecimal() else None
 
 
 def read_json(path: Path) -> Any:
@@ -55,5 +69,5 @@ def read_json(path: Path) -> Any:
     try:
         with open_text(path) as file:
             return json.load(file)
-    except (ValueError, gzip.BadGzipFile, EOFError) as error:
+    except (ValueError, RecursionError, *_UNREADABLE) as error:
         raise ValueError(f"{path} is not JSON ({error}); obtain the file anew") from error

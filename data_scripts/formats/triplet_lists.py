@@ -9,38 +9,39 @@ from pathlib import Path
 
 import numpy as np
 
+from data_scripts.formats.line_counts import LineCounter
 from data_scripts.formats.text_files import lines
-from modeling_mclfir.data.images import BadRows
 
 Triplets = Mapping[str, np.ndarray]  # condition → int32 (n, 3): anchor, far, close
 
 
-def read_triplets(path: Path, places: Sequence[int], bad_rows: BadRows) -> np.ndarray:
+def read_triplets(path: Path, places: Sequence[int], counter: LineCounter) -> np.ndarray:
     """Reads one list; a line that is no triplet of three known, different images is counted and left out.
 
     Args:
         path: the file.
         places: for each line of the list of images, counted from 0, the number of its image; -1 where there is none.
-        bad_rows: counts the causes malformed, unknown_id and degenerate.
+        counter: counts the lines, and the causes malformed, unknown_id and degenerate.
 
     Returns:
         int32 (n, 3): numbers of the images anchor, far and close, in the order of the lines.
     """
     found = array("i")
     for number, text in lines(path):
+        counter.read += 1
         try:
             listed = [int(token) for token in text.split()]
         except ValueError:
             listed = []
         where = f"{path.name} line {number}"
         if len(listed) != 3:
-            bad_rows.add("malformed", where)
+            counter.add("malformed", where)
             continue
         images = [places[i] if 0 <= i < len(places) else -1 for i in listed]
         if min(images) < 0:
-            bad_rows.add("unknown_id", where)
+            counter.add("unknown_id", where)
         elif len(set(images)) < 3:
-            bad_rows.add("degenerate", where)
+            counter.add("degenerate", where)
         else:
             found.extend(images)
     return np.array(found, dtype=np.int32).reshape(-1, 3)

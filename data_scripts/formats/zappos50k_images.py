@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_scripts.formats.text_files import lines, open_text, read_json
+from data_scripts.formats.line_counts import LineCounter
+from data_scripts.formats.text_files import lines, read_json
 from modeling_mclfir.data.annotations import image_path
 from modeling_mclfir.data.images import BadRows
 
@@ -55,9 +56,8 @@ def list_images(path: Path, root: Path, bad_rows: BadRows) -> Images:
     Raises:
         ValueError: a path leaves the folder, or the JSON is no list.
     """
-    with open_text(path) as file:
-        is_json = file.read(64).lstrip().startswith("[")
-    if is_json:
+    _, first = next(lines(path), (0, ""))
+    if first.lstrip().startswith("["):
         content = read_json(path)
         if not isinstance(content, list):
             raise ValueError(f"{path}: expected a list of paths, or one path a line")
@@ -99,7 +99,7 @@ def walk_images(root: Path, bad_rows: BadRows) -> Images:
     return images
 
 
-def read_meta(path: Path, bad_rows: BadRows) -> Meta:
+def read_meta(path: Path, counter: LineCounter) -> Meta:
     """Reads meta-data.csv: the values of closure, gender and heel for each CID, several of them parted by ";".
 
     Raises:
@@ -121,11 +121,12 @@ def read_meta(path: Path, bad_rows: BadRows) -> Meta:
                     "or take it away: without it only the folders give labels"
                 )
             continue
+        counter.read += 1
         row = dict(zip(header, cells, strict=False))
         if len(cells) < len(header) or not row["CID"]:
-            bad_rows.add("malformed", f"{path.name} line {number}")
+            counter.add("malformed", f"{path.name} line {number}")
         elif (key := _cid(row["CID"])) in meta:
-            bad_rows.add("duplicate_id", f"{path.name} line {number}")
+            counter.add("duplicate_id", f"{path.name} line {number}")
         else:
             meta[key] = {name: _split(row[column]) for name, column in META_COLUMNS.items()}
     return meta

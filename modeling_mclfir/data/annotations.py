@@ -40,6 +40,18 @@ class Check:
     published: int | None = None
 
 
+class BadLines(NamedTuple):
+    """Lines of an annotation file that make no row of their own (triplets, pairs, captions) and cannot be used.
+
+    Attributes:
+        counter: by cause.
+        total: lines that were read, good or bad.
+    """
+
+    counter: BadRows
+    total: int
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows without images that name rows with one by their `image_id`: queries of composed retrieval, triplets.
@@ -80,6 +92,7 @@ class Annotations:
         checks: counts that were published beside those found.
         notes: what the card says of how the rows were made, a paragraph each.
         bad_rows: rows left out by the reader; the writer goes on with this counter.
+        bad_lines: kind of line → those that make no row and cannot be used; each kind is weighed by itself.
         keep_duplicates: keep byte-identical images of a split (the papers' lists name each row; nothing may go).
     """
 
@@ -92,6 +105,7 @@ class Annotations:
     checks: Sequence[Check] = ()
     notes: Sequence[str] = ()
     bad_rows: BadRows = field(default_factory=BadRows)
+    bad_lines: Mapping[str, BadLines] = field(default_factory=dict)
     keep_duplicates: bool = True
 
 

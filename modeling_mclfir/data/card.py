@@ -12,10 +12,12 @@ from .increments import increments_keys, load_increments
 
 if TYPE_CHECKING:
     from .annotations import Check
+    from .images import BadRows
     from .shards import DatasetSummary
     from .source_images import ImageSettings
 
 MAX_VALUES = 50
+CONTENT_MARK = "content sha256:"
 
 
 def dataset_card(
@@ -44,7 +46,7 @@ def dataset_card(
                 "config_name": "default",
                 # datasets finds its cached copy by what stands here, not by the files: without a word on the content,
                 # a folder written anew, or another one of the same name, would be read as it was the first time.
-                "description": f"content sha256:{content}",
+                "description": f"{CONTENT_MARK}{content}",
                 "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in filled],
             },
             *(_table_config(table, rows, content) for table, rows in summary.tables.items() if any(rows.values())),
@@ -62,6 +64,7 @@ def dataset_card(
         "Read with `datasets.load_dataset(FOLDER)`, or with `streaming=True`.\n",
         _table(("split", "rows"), [*summary.counts.items(), ("all", sum(summary.counts.values()))]),
         _bad_rows(summary),
+        _bad_lines(summary),
         _duplicates(summary),
         _tables(summary),
         _checks(summary.checks),
@@ -89,14 +92,27 @@ def _bad_rows(summary: DatasetSummary) -> str:
     bad = summary.bad_rows
     if not bad.total:
         return "No row was left out as bad.\n"
+    return f"Left out as bad: {bad.total}.\n\n" + _causes(bad)
+
+
+def _bad_lines(summary: DatasetSummary) -> str:
+    parts = [
+        f"Of {lines.total} {kind} lines left out as bad: {lines.counter.total}.\n\n{_causes(lines.counter)}"
+        for kind, lines in summary.bad_lines.items()
+        if lines.counter.total
+    ]
+    return "\n".join(parts)
+
+
+def _causes(bad: BadRows) -> str:
     rows = [(cause, count, ", ".join(bad.examples[cause])) for cause, count in sorted(bad.counts.items())]
-    return f"Left out as bad: {bad.total}.\n\n" + _table(("cause", "rows", "for example"), rows)
+    return _table(("cause", "number", "for example"), rows)
 
 
 def _table_config(table: str, rows: Mapping[str, int], content: str) -> dict[str, Any]:
     return {
         "config_name": table,
-        "description": f"content sha256:{content}",
+        "description": f"{CONTENT_MARK}{content}",
         "data_files": [{"split": split, "path": f"{table}/{split}-*.parquet"} for split in rows if rows[split]],
     }
 

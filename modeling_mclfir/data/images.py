@@ -68,25 +68,25 @@ class BadRows:
         """Number of rows counted."""
         return sum(self.counts.values())
 
-    def summary(self) -> str:
-        """One line for all, one more for each cause with its examples."""
+    def summary(self, what: str = "row") -> str:
+        """One line for all, one more for each cause with its examples; `what` they are."""
         if not self.total:
-            return "no bad rows"
-        lines = [f"{self.total} bad row{'s' if self.total > 1 else ''}:"]
+            return f"no bad {what}s"
+        lines = [f"{self.total} bad {what}{'s' if self.total > 1 else ''}:"]
         for cause, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             examples = self.examples.get(cause, [])
             more = ", …" if count > len(examples) else ""
             lines.append(f"  {cause}: {count} ({', '.join(examples)}{more})")
         return "\n".join(lines)
 
-    def check(self, total_rows: int, max_bad_fraction: float = 0.01) -> None:
+    def check(self, total_rows: int, max_bad_fraction: float = 0.01, what: str = "row") -> None:
         """Raises TooManyBadRowsError, with the list, where more than `max_bad_fraction` of `total_rows` are bad."""
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}; expected a share from 0 to 1, such as 0.01")
         if self.total > max_bad_fraction * total_rows:
             raise TooManyBadRowsError(
-                f"{self.total} of {total_rows} rows are bad, more than the {max_bad_fraction:.2%} allowed. "
-                f"Mend or remove these rows, or allow a larger share with --max-bad-fraction.\n{self.summary()}"
+                f"{self.total} of {total_rows} {what}s are bad, more than the {max_bad_fraction:.2%} allowed. "
+                f"Mend or remove these {what}s, or allow a larger share with --max-bad-fraction.\n{self.summary(what)}"
             )
 
     def state_dict(self) -> dict:

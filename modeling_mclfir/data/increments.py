@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,7 +106,12 @@ def count_outside(increments: Sequence[Increment], table: LabelColumns) -> int:
 
 
 def check_increments(
-    increments: Sequence[Increment], table: LabelColumns, *, split: str = "train", min_values: int = 2
+    increments: Sequence[Increment],
+    table: LabelColumns,
+    *,
+    split: str = "train",
+    min_values: int = 2,
+    skip: Collection[str] = (),
 ) -> None:
     """Checks, before any training, that every increment can be learned from the rows of `table`.
 
@@ -115,11 +120,17 @@ def check_increments(
         table: labels of the split.
         split: its name, for the message.
         min_values: values an attribute must have among an increment's rows (1 for query and gallery).
+        skip: attributes that are learned or scored by triplets, and need no labels.
 
     Raises:
-        ValueError: an increment without rows, an attribute without labels or with a single value, or (for training)
-            without two images of the same value.
+        ValueError: a split or an increment without rows, an attribute without labels or with a single value, or (for
+            training) without two images of the same value.
     """
+    if not len(table):
+        raise ValueError(
+            f"split {split!r} of the data set has no rows: nothing can be learned from it or scored on it. Prepare "
+            "the data set with such rows, or, where only the scores need them, choose another --evaluate_on."
+        )
     for increment in increments:
         rows = select_rows(increment, table)
         if not len(rows):
@@ -129,6 +140,8 @@ def check_increments(
                 "Mend its 'where' in increments.json, or leave the increment out."
             )
         for attribute in increment.attributes:
+            if attribute in skip:
+                continue
             _check_attribute(increment, attribute, table, rows, split, min_values)
 
 

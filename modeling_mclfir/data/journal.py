@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .annotations import SourceImage
+
+logger = logging.getLogger(__name__)
 
 _FILE = "progress.json"
 _LOCK = ".lock"
@@ -30,7 +35,7 @@ class SplitProgress:
     Attributes:
         read: rows of the source that are done with.
         digest: of those rows, chained, in hexadecimal.
-        shards: [name, rows, sha256] of each finished shard.
+        shards: [name, rows, sha256, bytes] of each finished shard.
         done: the split has no more rows.
     """
 
@@ -41,10 +46,12 @@ class SplitProgress:
 
 
 class Journal:
-    """The state of a preparation in `folder`; it is saved after each shard, and taken up where the settings agree.
+    """The state of a preparation in `folder`; it is saved after each shard, and taken up where the settings agree and
+    all shards are there.
 
     Args:
-        folder: of the unfinished preparation, made where it is not there. Only one process may work in it.
+        folder: of the unfinished preparation, made where it is not there. Only one process may work in it. The shards
+            are in `folder/set/data`.
         identity: everything that the bytes depend on beside the rows, as plain data.
 
     Attributes:
@@ -69,8 +76,11 @@ class Journal:
         if content.get("identity") == self.identity:
             self.splits = {split: SplitProgress(**state) for split, state in content["splits"].items()}
             self.counted = content["counted"]
-        else:  # of another command, or without a word on how far it is
-            for path in folder.iterdir():
+        if self.counted is None or not self._whole():
+            # Of another command, without a word on how far it is, or of one that came to its end and was stopped
+            # before it could tidy up.
+            self.splits, self.counted = {}, None
+            for path in sorted(folder.iterdir(), key=lambda path: path.name != _FILE):  # the word goes first
                 if path.name != _LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -83,6 +93,20 @@ class Journal:
     def has_shards(self) -> bool:
         """Whether there is anything to go on with."""
         return any(split.shards for split in self.splits.values())
+
+    def shard_path(self, split: str, place: int) -> Path | None:
+        """Where a finished shard is: under its first name, or the last one, which says how many there are."""
+        shards = self.splits[split].shards
+        names = shards[place][0], final_name(split, place, len(shards))
+        return next((path for name in names if (path := self.folder / "set" / "data" / name).is_file()), None)
+
+    def _whole(self) -> bool:
+        for split, state in self.splits.items():
+            for place, (_, _, _, size) in enumerate(state.shards):
+                path = self.shard_path(split, place)
+                if path is None or path.stat().st_size != size:
+                    return False
+        return True
 
     def save(self, counted: dict) -> None:
         """Puts the state on the disk, at once or not at all."""
@@ -115,31 +139,42 @@ class SeenImages:
 
     def __init__(self, path: Path):
         self._connection = sqlite3.connect(path, isolation_level=None)
-        self._connection.execute("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
-        self._connection.execute("BEGIN")
+        self._run("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
+        self._run("BEGIN")
 
     def keeps(self, digest: bytes, place: str) -> bool:
         """Whether the row at `place` is the first one with this image; asked again, the answer is the same."""
-        if self._connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, place)).rowcount:
+        if self._run("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, place)).rowcount:
             return True
-        (first,) = self._connection.execute("SELECT place FROM seen WHERE digest = ?", (digest,)).fetchone()
+        (first,) = self._run("SELECT place FROM seen WHERE digest = ?", (digest,)).fetchone()
         return first == place
 
     def save(self) -> None:
         """Puts what is known on the disk."""
-        self._connection.execute("COMMIT")
-        self._connection.execute("BEGIN")
+        self._run("COMMIT")
+        self._run("BEGIN")
+
+    def _run(self, statement: str, values: tuple = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:  # a full disk, mostly; callers know what to do with an OSError
+            raise OSError(f"the list of images seen cannot be kept: {error}") from error
 
     def close(self) -> None:
         """Forgets what was not saved."""
         self._connection.close()
 
 
+def final_name(split: str, place: int, count: int) -> str:
+    """Of a shard in the finished data set."""
+    return f"{split}-{place:05d}-of-{count:05d}.parquet"
+
+
 def chain(digest: str, row: Mapping[str, Any]) -> str:
     """The digest of all rows so far and this one, in hexadecimal."""
     image = row.get("image")
     if isinstance(image, SourceImage):
-        image = (image.listed, image.box)
+        image = (_absolute(str(image.root)), image.listed, image.box)
     elif isinstance(image, bytes | bytearray | memoryview):
         image = hashlib.blake2b(image, digest_size=16).hexdigest()
     elif isinstance(image, Mapping):
@@ -148,6 +183,18 @@ def chain(digest: str, row: Mapping[str, Any]) -> str:
         image = (image.mode, image.size, hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest())
     rest = {name: value for name, value in row.items() if name != "image"}
     return hashlib.blake2b(f"{digest}{image}{rest}".encode(errors="replace"), digest_size=16).hexdigest()
+
+
+@cache
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)
+
+
+def storable(value: Any) -> Any:
+    """Text, or lists of text, that UTF-8 can hold: half of a surrogate pair, which JSON may bring, becomes "?"."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    return [storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def flush(path: Path) -> None:
@@ -159,6 +206,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def _lock(folder: Path) -> int:
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
     try:
@@ -167,7 +223,10 @@ def _lock(folder: Path) -> int:
         return descriptor
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            logger.warning("%s: this file system has no locks; see to it that no other process works there", folder)
+            return descriptor
         os.close(descriptor)
         raise BlockingIOError(
             f"another process is preparing the same data set (it works in {folder}); wait for it, or choose another "

@@ -24,7 +24,10 @@ FURTHER_COLUMNS = {"image_id": "string", "galleries": ["string"], "captions": ["
 #   target        the image to find, None where it is not published or any image with `wanted` will do;
 #   subset        the only images that recall_subset_at_k ranks, without the reference (CIRR);
 #   soft_targets, soft_scores: further images and how well they fit (CIRR);
-#   wanted        list of "attribute=value": an image with all of them is a hit (Shopping100K, Fashion200K).
+#   wanted        list of "attribute=value", where a kind of image is looked for rather than one image;
+#   hit           what counts: "target" (that image), "caption" (any image with the target's caption, Fashion200K) or
+#                 "wanted" (any image whose labels are just `wanted`: an attribute that is not in it has none there
+#                 either, Shopping100K).
 COMPOSED = {
     "query_id": "string",
     "reference": "string",
@@ -35,6 +38,7 @@ COMPOSED = {
     "soft_targets": ["string"],
     "soft_scores": ["float32"],
     "wanted": ["string"],
+    "hit": "string",
 }
 # A triplet: by the condition (an attribute), anchor and positive are closer than anchor and negative.
 TRIPLETS = {"condition": "string", "anchor": "string", "positive": "string", "negative": "string"}

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .annotations import Check, Rows, Table
+from .annotations import BadLines, Check, Rows
 from .images import BadRows
-from .journal import Journal, SeenImages, SourceChangedError, SplitProgress, chain, flush
+from .journal import Journal, SeenImages, SourceChangedError, SplitProgress, chain, final_name, flush, sha256, storable
 from .schema import row_features
 from .source_images import ImagePool, PreparedImage
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 ROWS_PER_GROUP = 100
 BYTES_PER_GROUP = 32 * 2**20
 BYTES_PER_SHARD = 512 * 2**20
-TABLE_ROWS_PER_GROUP = 10_000
 
 
 @dataclass
@@ -45,6 +42,7 @@ class DatasetSummary:
         checks: counts that were published beside those found.
         notes: how the rows were made.
         bad_rows: what was skipped.
+        bad_lines: kind of line → those that make no row and were skipped.
         resumed_at: rows of the source that an earlier, interrupted run had done.
     """
 
@@ -60,6 +58,7 @@ class DatasetSummary:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     bad_rows: BadRows = field(default_factory=BadRows)
+    bad_lines: dict[str, BadLines] = field(default_factory=dict)
     resumed_at: int = 0
 
     def counted(self) -> dict[str, Any]:
@@ -89,6 +88,7 @@ class SplitWriter:
         columns: name → feature of the further columns.
         keep_duplicates: False leaves byte-identical copies of an image out.
         total_rows: expected rows of all splits; None: not known.
+        bad_before: rows that the reader has left out already, which are none of these.
         max_bad_fraction: as soon as more than this share of them is bad, the run stops.
     """
 
@@ -103,11 +103,13 @@ class SplitWriter:
         keep_duplicates: bool,
         rows_per_shard: int,
         total_rows: int | None,
+        bad_before: int,
         max_bad_fraction: float,
     ):
         self.folder, self.summary, self.journal, self.pool = partial / "set" / "data", summary, journal, pool
         self.columns, self.rows_per_shard = tuple(columns), rows_per_shard
         self.total_rows, self.max_bad_fraction = total_rows, max_bad_fraction
+        self.bad_before = bad_before
         self.features = row_features(summary.attributes, columns)
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*.new"):  # what a killed run had in the making
@@ -129,9 +131,9 @@ class SplitWriter:
         """
         state = self.journal.splits.setdefault(split, SplitProgress())
         self.summary.counts.setdefault(split, 0)
+        iterator = self._skip(iter(rows), state, split)
         if state.done:
             return
-        iterator = self._skip(iter(rows), state, split)
         digest, place = state.digest, state.read
         shard: _Shard | None = None
         try:
@@ -162,26 +164,32 @@ class SplitWriter:
     def name_shards(self) -> None:
         """Gives the shards of all splits the names that say how many there are, and notes their checksums."""
         for split, state in self.journal.splits.items():
-            for i, (name, _, digest) in enumerate(state.shards):
-                final = f"{split}-{i:05d}-of-{len(state.shards):05d}.parquet"
-                if (self.folder / name).exists():  # else an interrupted run had come as far as this
-                    (self.folder / name).rename(self.folder / final)
+            for place, (_, _, digest, _) in enumerate(state.shards):
+                path = self.journal.shard_path(split, place)
+                if path is None:
+                    raise FileNotFoundError(
+                        f"shard {place} of {split} is gone; remove {self.journal.folder} to begin anew"
+                    )
+                final = final_name(split, place, len(state.shards))
+                path.rename(self.folder / final)
                 self.summary.shards[f"{self.folder.name}/{final}"] = digest
 
-    def image_ids(self) -> Iterator[str]:
-        """Of all rows written, where they have any."""
+    def image_ids(self) -> Iterator[str] | None:
+        """Of all rows written; None where they have none."""
         import pyarrow.parquet as pq
 
-        if "image_id" in self.columns:
-            for path in sorted(self.folder.glob("*.parquet")):
-                yield from pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+        if "image_id" not in self.columns:
+            return None
+        paths = sorted(self.folder.glob("*.parquet"))
+        return (name for path in paths for name in pq.read_table(path, columns=["image_id"])["image_id"].to_pylist())
 
     def _skip(self, iterator: Iterator, state: SplitProgress, split: str) -> Iterator:
         """Passes over the rows that are done with, without their images."""
-        digest = ""
+        digest, read = "", 0
         for row in islice(iterator, state.read):
-            digest = chain(digest, row)
-        if digest != state.digest:
+            digest, read = chain(digest, row), read + 1
+        ended = object()
+        if digest != state.digest or read < state.read or (state.done and next(iterator, ended) is not ended):
             raise SourceChangedError(
                 f"the {split} rows are not those of the interrupted run that {self.journal.folder} holds: the source "
                 "has changed since. Remove that folder to begin anew."
@@ -200,16 +208,16 @@ class SplitWriter:
         cell = {"bytes": image.data, "path": image.path} if self.pool.settings.read else None
         labels = _labels(row, image.path, self.summary)
         texts = {name: _text(row.get(name), name, image.path) for name in ("caption", "product_id")}
-        further = {name: row.get(name) for name in self.columns}
+        further = {name: storable(row.get(name)) for name in self.columns}
         return {"image": cell, **texts, **further, **({"attributes": labels} if labels else {})}
 
     def _stop_early(self) -> None:
         """Ends a run that is bound to fail: with more bad rows by now than all expected rows may have."""
         if self.total_rows:
-            self.summary.bad_rows.check(self.total_rows, self.max_bad_fraction)
+            self.summary.bad_rows.check(self.total_rows + self.bad_before, self.max_bad_fraction)
 
     def _finish(self, shard: _Shard, state: SplitProgress, digest: str, place: int) -> None:
-        state.shards.append([shard.final.name, shard.rows, shard.finish()])
+        state.shards.append([shard.final.name, shard.rows, *shard.finish()])
         state.read, state.digest = place, digest
         self._save()
 
@@ -243,14 +251,14 @@ class _Shard:
         if len(self._group) == ROWS_PER_GROUP or self._group_size >= BYTES_PER_GROUP:
             self._write_group()
 
-    def finish(self) -> str:
-        """Ends the file, gives it its name and returns its sha256."""
+    def finish(self) -> tuple[str, int]:
+        """Ends the file, gives it its name and returns its sha256 and its size in bytes."""
         self._write_group()
         self._writer.close()
-        digest = sha256(self.path)
+        digest, size = sha256(self.path), self.path.stat().st_size
         flush(self.path)
         self.path.rename(self.final)
-        return digest
+        return digest, size
 
     def give_up(self) -> None:
         """Leaves nothing of the file."""
@@ -267,57 +275,6 @@ class _Shard:
         if self._group:
             self._writer.write_batch(pa.RecordBatch.from_pylist(self._group, schema=self._schema))
             self._group, self._group_size = [], 0
-
-
-def write_tables(
-    folder: Path, tables: Mapping[str, Table], summary: DatasetSummary, image_ids: Iterable[str] | None
-) -> None:
-    """Writes `folder/NAME/SPLIT-00000-of-00001.parquet` of each further table, and counts its rows.
-
-    Args:
-        image_ids: of all rows of the data set; rows of a table that name others are counted, and stay. None where
-            the data set has none.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    known = None if image_ids is None else set(image_ids)
-    for name, table in tables.items():
-        shutil.rmtree(folder / name, ignore_errors=True)  # of an interrupted run
-        (folder / name).mkdir()
-        schema = table.features.arrow_schema
-        summary.tables[name] = {}
-        for split, rows in table.splits.items():
-            path = folder / name / f"{split}-00000-of-00001.parquet"
-            iterator, count = iter(rows), 0
-            group = list(islice(iterator, TABLE_ROWS_PER_GROUP))
-            if group:  # as with splits of images, an empty one has no file
-                with pq.ParquetWriter(path, schema) as writer:
-                    while group:
-                        writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
-                        count += len(group)
-                        if known is not None:
-                            absent = sum(1 for row in group if not known.issuperset(_images_named(row)))
-                            summary.dangling[name] = summary.dangling.get(name, 0) + absent
-                        group = list(islice(iterator, TABLE_ROWS_PER_GROUP))
-                flush(path)
-                summary.shards[f"{name}/{path.name}"] = sha256(path)
-            summary.tables[name][split] = count
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _images_named(row: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("reference", "target", "anchor", "positive", "negative"):
-        if row.get(name) is not None:
-            yield row[name]
 
 
 def _labels(row: Mapping[str, Any], path: str, summary: DatasetSummary) -> dict[str, str | None]:
@@ -339,4 +296,4 @@ def _labels(row: Mapping[str, Any], path: str, summary: DatasetSummary) -> dict[
 def _text(value: Any, name: str, path: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{path}: {name} is {value!r}; expected a string or None")
-    return value
+    return storable(value)

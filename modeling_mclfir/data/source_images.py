@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from PIL import Image
 from .annotations import SourceImage, image_path
 from .images import MIN_SIDE, BadImage, decode_image
 
+MAX_FILE_BYTES = 512 * 2**20
 _ROWS_PER_TASK = 16
 # A JPEG that must be written anew is kept close to what it was; everything else becomes a PNG, which loses nothing.
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -108,7 +110,8 @@ class ImagePool:
             except BrokenProcessPool as error:
                 raise ChildProcessError(
                     f"one of {self.num_proc} processes was ended from outside, most likely for want of memory; run "
-                    "the command again with a smaller --num-proc: it goes on where it stopped"
+                    "the command again with a smaller --num-proc: it goes on where it stopped. (A script of your "
+                    "own must call this under `if __name__ == '__main__':`, or the processes cannot start.)"
                 ) from error
             yield from zip(chunk, images, strict=True)
 
@@ -128,6 +131,8 @@ def prepare_image(image: Any, where: str, settings: ImageSettings) -> PreparedIm
         return PreparedImage(None, _name(image, where), None, None)
     try:
         data, path = _read(image, where)
+    except BadImage as error:
+        return PreparedImage(None, _name(image, where), error.cause, None)
     except OSError:
         return PreparedImage(None, _name(image, where), "unreadable", None)
     box = image.box if isinstance(image, SourceImage) else None
@@ -198,9 +203,19 @@ def _read(image: Any, where: str) -> tuple[bytes | None, str]:
 def _first_file(*paths: Path) -> bytes | None:
     for path in paths:
         try:
-            return path.read_bytes()
+            # Without waiting: what looks like a file may be a pipe that nobody writes to, or a device without end.
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except ValueError as error:  # a name that no file system has
+            raise OSError(str(error)) from error
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(f"{path} is no file")
+            if found.st_size > MAX_FILE_BYTES:
+                raise BadImage("oversized", f"{path} has {found.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+            return file.read()
     return None
 
 

@@ -77,7 +77,10 @@ class RowStream:
         # Whole row groups where there are many, and else single rows, which are shared out evenly.
         many = self._dataset.num_shards >= _MANY_GROUPS * self._world_size
         strategy = "shards" if many else "examples"
-        dataset = split_dataset_by_node(self._dataset, self._rank, self._world_size, strategy=strategy)
+        # Single rows are dealt out by turns, and groups have an even number of them: without a change of places a rank
+        # would meet the same rows in every epoch.
+        place = self._rank if many else (self._rank + self.epoch) % self._world_size
+        dataset = split_dataset_by_node(self._dataset, place, self._world_size, strategy=strategy)
         if self._shuffle_buffer:
             # An epoch number above 0 shuffles the row groups, and is all that the order depends on.
             dataset.set_epoch(int(np.random.default_rng([self._seed, self.epoch]).integers(1, 2**31)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .images import BadImage, BadRows, decode_image
-from .schema import SPLITS, attribute_names, check_data_dir, check_splits
+from .schema import COLUMNS, SPLITS, attribute_names, check_data_dir, check_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -57,9 +57,14 @@ class ImageTable:
         self._check_attribute(attribute)
         return self.vocabulary[attribute]
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the first row has an image; a set that was prepared from annotations only has none at all."""
+        return not len(self) or self.dataset.data.column("image")[int(self.rows[0])].is_valid
+
     def image_bytes(self, index: int) -> dict:
         """The image file of a row as `{"bytes", "path"}`."""
-        return self._column("image")[int(self.rows[index])]["image"]
+        return self._column("image")[int(self.rows[index])]["image"] or {"bytes": None, "path": None}
 
     def image(self, index: int) -> Image:
         """The image of a row, decoded to RGB.
@@ -92,6 +97,21 @@ class ImageTable:
         """One a row."""
         return self._strings("product_id")
 
+    @cached_property
+    def image_names(self) -> list[str] | None:
+        """The `image_id` of each row, by which other tables name it; None where the data set has none."""
+        return self._strings("image_id") if "image_id" in self.dataset.column_names else None
+
+    @cached_property
+    def galleries(self) -> list[list[str]] | None:
+        """The names of the galleries that each image belongs to; None where the data set has none."""
+        return self._strings("galleries") if "galleries" in self.dataset.column_names else None
+
+    @cached_property
+    def tags(self) -> list[list[str]] | None:
+        """All tags of each row, "attribute=value", where `labels` have room for one; None where there are none."""
+        return self._strings("tags") if "tags" in self.dataset.column_names else None
+
     def select(self, indices: Sequence[int] | np.ndarray) -> ImageTable:
         """A table of the rows at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -118,7 +138,7 @@ class ImageTable:
     def _columns(self) -> dict[str, Dataset]:
         return {}
 
-    def _strings(self, name: str) -> list[str | None]:
+    def _strings(self, name: str) -> list:
         import pyarrow as pa
 
         return self.dataset.data.column(name).take(pa.array(self.rows)).to_pylist()
@@ -190,6 +210,7 @@ def check_images(table: ImageTable, bad_rows: BadRows, *, progress: bool = True)
 
 
 def _load(data_dir: Path, labels_only: Sequence[str]) -> DatasetDict:
+    import pyarrow.parquet as pq
     from datasets import DatasetDict, Image, load_dataset, load_dataset_builder
 
     check_data_dir(data_dir)
@@ -199,7 +220,9 @@ def _load(data_dir: Path, labels_only: Sequence[str]) -> DatasetDict:
         files = load_dataset_builder(where).config.data_files
         dataset = DatasetDict()
         for split in files:
-            columns = ["attributes", "caption", "product_id"] if split in labels_only else None
+            columns = None
+            if split in labels_only:  # a set without attributes has no such column
+                columns = [name for name in pq.read_schema(files[split][0]).names if name in COLUMNS[1:]]
             part = load_dataset("parquet", data_files={split: files[split]}, columns=columns)
             dataset[split] = part[split]
     else:

@@ -5,6 +5,7 @@ from .chance import count_relevant, expected_average_precision, label_prior
 from .continual import average_score, backward_transfer, forgetting, forward_transfer, intransigence
 from .retrieval import (
     average_precision,
+    average_precision_by_relevance,
     first_relevant_rank,
     precision_at_k,
     recall_at_k,
@@ -16,6 +17,7 @@ from .retrieval import (
 __all__ = [
     "aggregate_attributes",
     "average_precision",
+    "average_precision_by_relevance",
     "average_score",
     "backward_transfer",
     "count_relevant",

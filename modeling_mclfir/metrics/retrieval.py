@@ -17,6 +17,8 @@ Conventions, the same in every function:
 * Every result is a share, 0 to 1. Memory grows with `chunk_size` times the gallery, at about 80 bytes an entry.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -93,9 +95,59 @@ def average_precision(
         raise ValueError(f"normalizer is {normalizer!r}, but must be one of {', '.join(NORMALIZERS)}.")
     if k is not None:
         check_k(k)
-    results = []
     sides = query_embeds, gallery_embeds, query_labels, gallery_labels, query_ids, gallery_ids
-    for ranked in ranked_relevance(*sides, chunk_size):
+    return _average_precision(ranked_relevance(*sides, chunk_size), k, normalizer)
+
+
+@torch.no_grad()
+def average_precision_by_relevance(
+    query_embeds: Tensor,
+    gallery_embeds: Tensor,
+    relevant: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    gallery_ids: Tensor | None = None,
+    chunk_size: int = 256,
+) -> Tensor:
+    """Average precision of each query over the full ranking, where images have several labels at once.
+
+    Args:
+        relevant: (Q, G) bool: whether a gallery item is relevant to a query.
+        others: as for `average_precision`.
+
+    Returns:
+        (Q,) average precision, 0 to 1; NaN where a query has no relevant item.
+
+    Raises:
+        ValueError: shapes that do not fit, an embedding that is not finite.
+        TypeError: embeddings that are not floating-point, ids that are not integers, `relevant` that is not bool.
+
+        >>> import torch
+        >>> gallery = torch.eye(3)
+        >>> average_precision_by_relevance(gallery[:1], gallery, torch.tensor([[True, False, True]])).item()
+        0.8333333333333333
+    """
+    query, gallery = unit_length(query_embeds=query_embeds, gallery_embeds=gallery_embeds)
+    if relevant.dtype != torch.bool:
+        raise TypeError(f"relevant is {relevant.dtype}, but must be bool: (queries, gallery).")
+    if relevant.shape != (len(query), len(gallery)):
+        raise ValueError(f"relevant has shape {tuple(relevant.shape)}, but must be ({len(query)}, {len(gallery)}).")
+    exclusion = Exclusion(query_ids, gallery_ids, len(query), len(gallery), query.device)
+
+    def ranked() -> Iterator[Tensor]:
+        for rows in row_blocks(len(query), chunk_size):
+            left_out = exclusion.block(rows)
+            order = cosine_scores(query[rows], gallery, left_out).sort(dim=1, descending=True, stable=True).indices
+            block = relevant[rows] if left_out is None else relevant[rows] & ~left_out
+            yield block.gather(1, order)
+
+    return _average_precision(ranked(), None, "relevant")
+
+
+def _average_precision(blocks: Iterable[Tensor], k: int | None, normalizer: str) -> Tensor:
+    """From relevance in ranking order, (C, G) a block, to the average precision of each query."""
+    results = []
+    for ranked in blocks:
         num_relevant = ranked.sum(1)
         ranked = ranked[:, :k].to(working_dtype(ranked.device))
         hits = ranked.cumsum(1)

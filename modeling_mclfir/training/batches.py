@@ -31,6 +31,7 @@ class IncrementBatches(Dataset):
         views: cached features of each view, or None: images are decoded and augmented for every batch.
         num_views: how many views there are (cached), or how many to draw from (images).
         teacher: whether a second view of each row is wanted.
+        triplets: attribute without labels → (T, 3) rows of `table`.
     """
 
     def __init__(
@@ -47,18 +48,21 @@ class IncrementBatches(Dataset):
         batch_size: int,
         value_balance: float = 1.0,
         teacher: bool = False,
+        triplets: dict[str, np.ndarray] | None = None,
     ):
         self.table, self.views, self.num_views = table, views, num_views
         self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
         labels = increment_labels(table, increment)
-        self.num_rows = num_labelled(labels)
-        self.plan = DoubletPlan(labels, table.image_ids, batch_size, plan_seed, value_balance)
+        triplets = {name: rows for name, rows in (triplets or {}).items() if name in labels}
+        self.num_rows = num_in_use(labels, triplets)
+        self.plan = DoubletPlan(labels, table.image_ids, batch_size, plan_seed, value_balance, triplets=triplets)
         self.labels = torch.from_numpy(np.stack(list(labels.values()), axis=1))  # (N, A)
         self.image_ids = torch.from_numpy(table.image_ids)
         self.local = local_slice(batch_size, accelerator.process_index, accelerator.num_processes)
 
     def __getitem__(self, step: int) -> dict:
-        rows = self.plan.rows(step)[self.local]
+        rows, triplets = self.plan.draw(step)
+        rows = rows[self.local]
         # Drawn for the global batch and then cut, so that the number of processes makes no difference.
         views, others = draw_views((*self.plan.seed, step, 1), self.plan.batch_size, self.num_views)
         batch = {
@@ -66,6 +70,10 @@ class IncrementBatches(Dataset):
             "labels": self.labels[rows],
             "image_ids": self.image_ids[rows],
         }
+        if triplets is not None:
+            batch["sets"] = torch.from_numpy(triplets.sets[self.local])
+            learned_so = torch.from_numpy(triplets.attributes)
+            batch["labels"] = torch.where(learned_so, torch.from_numpy(triplets.labels[self.local]), batch["labels"])
         if self.teacher:
             batch["teacher_inputs"] = self._inputs(rows, others[self.local], step)
         return batch
@@ -132,7 +140,7 @@ class StreamBatches:
         local = local_slice(batch_size, rank, world_size)
         self.num_views, self.teacher = num_views, teacher
         self.processor, self.augmentation, self.accelerator = processor, augmentation, accelerator
-        self.num_rows = num_labelled(increment_labels(labels, increment))
+        self.num_rows = num_in_use(increment_labels(labels, increment))
         self.bad_rows = DistinctBadRows() if bad_rows is None else bad_rows
         self.seed = (*plan_seed, rank)
         stream = open_stream(
@@ -186,9 +194,12 @@ def increment_labels(table: ImageTable, increment: Increment) -> dict[str, np.nd
     return {name: np.where(inside, table.labels(name), -1) for name in increment.attributes}
 
 
-def num_labelled(labels: dict[str, np.ndarray]) -> int:
-    """Rows with a label of at least one of the attributes."""
-    return int((np.stack(list(labels.values())) >= 0).any(axis=0).sum())
+def num_in_use(labels: dict[str, np.ndarray], triplets: dict[str, np.ndarray] | None = None) -> int:
+    """Rows with a label of at least one of the attributes, or in one of the triplets."""
+    used = (np.stack(list(labels.values())) >= 0).any(axis=0)
+    for rows in (triplets or {}).values():
+        used[rows.ravel()] = True
+    return int(used.sum())
 
 
 def draw_views(seed: tuple[int, ...], num_rows: int, num_views: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class Cost:
-    """Sums over a run. FLOPs count a multiplication and an addition as two."""
+    """Sums over a run. FLOPs count a multiplication and an addition as two; waiting is for batches, of the seconds."""
 
     samples: int = 0
     steps: int = 0
     flops: int = 0
     seconds: float = 0.0
+    waiting_seconds: float = 0.0
     peak_memory_bytes: int = 0
 
     def add(self, other: "Cost") -> None:
@@ -27,6 +29,7 @@ class Cost:
         self.steps += other.steps
         self.flops += other.flops
         self.seconds += other.seconds
+        self.waiting_seconds += other.waiting_seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, other.peak_memory_bytes)
 
     def to_dict(self) -> dict:
@@ -47,6 +50,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak so far of the GPU's allocations, or of this process's resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which on Linux begins at the peak of the process that started this one.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -75,6 +75,8 @@ def plot_score_matrix(report: dict, path: str | os.PathLike) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     notes = ["bold: just learned" + ("; small: change since then, in points" if height > 1 else "")]
+    if (report.get("average") or {}).get("triplet_accuracy") is not None:
+        notes.append("triplets in order, in %, where all attributes are known by triplets alone")
     if any(a is not None for i, row in enumerate(scores) for a in row[i + 1 :]):
         notes.append("hatched, italic: not learned yet, ranked by the trunk's pooled features")
     _save(figure, path, "What is learned, and what stays learned: MAP in %", notes)
@@ -100,6 +102,10 @@ def _draw_score(axes, i: int, j: int, score: float, learned: float | None) -> No
 def plot_attributes(report: dict, path: str | os.PathLike) -> None:
     """MAP of each attribute (dot) against its random ranking (ring), sorted within its increment."""
     rows = _needed(plain(report.get("attributes")), "attributes")
+    for row in rows:
+        if row["mean_average_precision"] is None and row.get("triplet_accuracy") is not None:
+            row["attribute"] += " (triplets in order)"
+            row |= {"mean_average_precision": row["triplet_accuracy"], "random_ranking": 0.5}
     groups = _by_increment(rows)
     height = 1.9 + 0.27 * (len(rows) + 1.2 * len(groups))
     figure = Figure(figsize=(8.2, height), layout="constrained")

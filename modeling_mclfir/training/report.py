@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from .report_cells import as_count, as_duration, as_flops, as_percent, as_text, name_at, table_row
+
 PLOTS = "plots"
 PICTURES = {
     "score_matrix": "Each column follows one increment through training: what stays the same is not forgotten.",
@@ -96,35 +98,68 @@ def _headline(report: dict) -> list[str]:
     average, initial = report.get("average") or {}, report.get("initial_trunk") or {}
     data = report.get("data") or {}
     learned = f"{done} increment{'' if done == 1 else 's'}"
-    lines = [f"# {_text(data.get('name') or 'Attribute retrieval')}: {learned} learned", ""]
+    lines = [f"# {as_text(data.get('name') or 'Attribute retrieval')}: {learned} learned", ""]
     if not report.get("finished", True):
-        ahead = f": still to come: {', '.join(map(_text, names[done:]))}" if names[done:] else ""
+        ahead = f": still to come: {', '.join(map(as_text, names[done:]))}" if names[done:] else ""
         lines += [f"> **This run is not finished**{ahead}. The page is rewritten after each increment.", ""]
     if not average:
         return [*lines, "Nothing is scored yet."]
-    count = len(report.get("attributes") or [])
+    if "mean_average_precision" in average:  # else all attributes are known by triplets alone
+        lines += _map(report, average, initial, learned, names[:done])
+    lines += _triplets_and_tags(average, initial)
+    return [
+        *lines,
+        "",
+        "| percentage points | | |",
+        "| --- | ---: | --- |",
+        table_row(
+            "forgetting", as_percent(report.get("forgetting")), "earlier increments: best score minus score now"
+        ),
+        table_row(
+            "backward transfer", as_percent(report.get("backward_transfer")), "score now minus when just learned"
+        ),
+        table_row(
+            "forward transfer", as_percent(report.get("forward_transfer")), "what is gained before being learned"
+        ),
+    ]
+
+
+def _map(report: dict, average: dict, initial: dict, learned: str, names: list[str]) -> list[str]:
+    count = sum(row.get("mean_average_precision") is not None for row in report.get("attributes") or [])
     rows = [(f"**after {learned}**", average), ("trunk before any training, pooled features", initial)]
-    lines += [
-        f"**MAP {_percent(average.get('mean_average_precision'))} %** over {count} attributes of {learned} "
-        f"({', '.join(map(_text, names[:done]))}); a random order would score "
-        f"{_percent(average.get('random_ranking'))} %.",
+    lines = [
+        f"**MAP {as_percent(average.get('mean_average_precision'))} %** over {count} "
+        f"attribute{'' if count == 1 else 's'} of {learned} ({', '.join(map(as_text, names))}); a random order would "
+        f"score {as_percent(average.get('random_ranking'))} %.",
         "",
         "| % | MAP | gain over random | gain over prior | MAP by queries | MAP by increments |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     keys = ("mean_average_precision", "gain_over_random", "gain_over_prior")
     keys += tuple(f"mean_average_precision_by_{name}" for name in ("queries", "increments"))
-    lines += [_row(name, *(_percent(row.get(key)) for key in keys)) for name, row in rows if row]
-    lines += [
-        _row("random order", _percent(average.get("random_ranking")), "0.00", "", "", ""),
-        _row("prior (share of positives)", _percent(average.get("prior")), "", "0.00", "", ""),
-        "",
-        "| percentage points | | |",
-        "| --- | ---: | --- |",
-        _row("forgetting", _percent(report.get("forgetting")), "earlier increments: best score minus score now"),
-        _row("backward transfer", _percent(report.get("backward_transfer")), "score now minus when just learned"),
-        _row("forward transfer", _percent(report.get("forward_transfer")), "what is gained before being learned"),
+    lines += [table_row(name, *(as_percent(row.get(key)) for key in keys)) for name, row in rows if row]
+    return [
+        *lines,
+        table_row("random order", as_percent(average.get("random_ranking")), "0.00", "", "", ""),
+        table_row("prior (share of positives)", as_percent(average.get("prior")), "", "0.00", "", ""),
     ]
+
+
+def _triplets_and_tags(average: dict, initial: dict) -> list[str]:
+    lines = []
+    if average.get("triplet_accuracy") is not None:
+        lines += [
+            "",
+            f"**Triplet accuracy {as_percent(average['triplet_accuracy'])} %** over the triplets of all conditions "
+            f"(50 by chance, {as_percent(initial.get('triplet_accuracy'))} before any training).",
+        ]
+    if average.get("mean_average_precision_all_tags") is not None:
+        lines += [
+            "",
+            f"Judged by all tags of an image: MAP {as_percent(average['mean_average_precision_all_tags'])} % "
+            f"({as_percent(average.get('random_ranking_all_tags'))} % by chance, "
+            f"{as_percent(initial.get('mean_average_precision_all_tags'))} % before any training).",
+        ]
     return lines
 
 
@@ -132,8 +167,11 @@ def _conventions(report: dict) -> list[str]:
     data, average = report.get("data") or {}, report.get("average") or {}
     searched = {
         "query": "the split *query* is searched for in the split *gallery*",
-        "val": "each image of the split *val* is searched for among the others (for tuning; not a final result)",
-    }.get(data.get("evaluate_on"), f"evaluated on {_text(data.get('evaluate_on'))}")
+        "val": "the queries of the split *val* are searched for among its other images, or, where the data set names "
+        "none, each image among all others (for tuning; not a final result)",
+    }.get(data.get("evaluate_on"), f"evaluated on {as_text(data.get('evaluate_on'))}")
+    if data.get("evaluate_on") == "query" and (data.get("splits") or {}).get("query") == 0:
+        searched = "each image of the split *gallery* is searched for among the others, for there are no queries"
     without = sum(row.get("num_queries_without_positives") or 0 for row in report.get("attributes") or [])
     if not average:
         return []
@@ -154,14 +192,17 @@ def _matrix(report: dict) -> list[str]:
     if not scores:
         return []
     width = max(len(scores), *(1 + max((j for j, a in enumerate(row) if a is not None), default=0) for row in scores))
-    columns = [_name(names, j) for j in range(width)]
-    lines = ["## What stays learned", "", "MAP in % on each increment's attributes, after each increment:", ""]
-    lines += [_row("", *columns), _row("---", *["---:"] * width)]
+    columns = [name_at(names, j) for j in range(width)]
+    scored = "MAP in % on each increment's attributes"
+    if (report.get("average") or {}).get("triplet_accuracy") is not None:
+        scored += " (triplets in order, in %, where all of them are known by triplets alone)"
+    lines = ["## What stays learned", "", f"{scored}, after each increment:", ""]
+    lines += [table_row("", *columns), table_row("---", *["---:"] * width)]
     for i, row in enumerate(scores):
-        cells = [_percent(row[j]) if j < len(row) and row[j] is not None else "" for j in range(width)]
+        cells = [as_percent(row[j]) if j < len(row) and row[j] is not None else "" for j in range(width)]
         # Above the diagonal the increment is not learned yet: another kind of score, so another kind of type.
         cells = [f"*{cell}*" if cell and j > i else cell for j, cell in enumerate(cells)]
-        lines.append(_row(f"after {_name(names, i)}", *cells))
+        lines.append(table_row(f"after {name_at(names, i)}", *cells))
     return [*lines, "", "*In italics: the increment before it was learned, ranked by the trunk's pooled features.*"]
 
 
@@ -175,31 +216,45 @@ def _attributes(report: dict) -> list[str]:
             first.setdefault((row["increment"], row["attribute"]), row.get("mean_average_precision"))
     heads = ("increment", "attribute", "MAP %", "since learned", "random %", "prior %", "gain over random %")
     heads += ("queries", "gallery", "values")
-    lines = ["## Attribute by attribute", "", _row(*heads), _row("---", "---", *["---:"] * (len(heads) - 2))]
+    further = (
+        ("MAP by all tags %", "mean_average_precision_all_tags", as_percent),
+        ("triplets in order %", "triplet_accuracy", as_percent),
+        ("triplets", "num_triplets", as_count),
+    )
+    further = [column for column in further if any(row.get(column[1]) is not None for row in rows)]
+    heads += tuple(head for head, _, _ in further)
+    lines = ["## Attribute by attribute", "", table_row(*heads), table_row("---", "---", *["---:"] * (len(heads) - 2))]
     for row in rows:
         before, now = first.get((row["increment"], row["attribute"])), row.get("mean_average_precision")
         change = "–" if before is None or now is None else f"{100 * (now - before):+.2f}"
         counts = (row.get(f"num_{name}") for name in ("queries", "gallery", "values"))
-        scores = (_percent(row.get(name)) for name in ("random_ranking", "prior", "gain_over_random"))
-        names = _text(row["increment"]), _text(row["attribute"])
-        lines.append(_row(*names, _percent(now), change, *scores, *map(_count, counts)))
+        scores = (as_percent(row.get(name)) for name in ("random_ranking", "prior", "gain_over_random"))
+        names = as_text(row["increment"]), as_text(row["attribute"])
+        more = (show(row.get(name)) for _, name, show in further)
+        lines.append(table_row(*names, as_percent(now), change, *scores, *map(as_count, counts), *more))
     return [*lines, "", "Since learned: the change of MAP since the attribute was learned, in points."]
 
 
 def _cost(report: dict) -> list[str]:
-    bills = [(_text(bill.get("increment")), bill) for bill in report.get("cost_per_increment") or []]
+    bills = [(as_text(bill.get("increment")), bill) for bill in report.get("cost_per_increment") or []]
     if report.get("cost"):
         bills.append(("**all**", report["cost"]))
     if not bills:
         return []
-    lines = ["## What training cost", "", "| | samples | steps | FLOPs | time | peak memory |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    lines = ["## What training cost", "", "| | samples | steps | FLOPs | time | waiting for data % | peak memory |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, bill in bills:
         memory = bill.get("peak_memory_bytes")
         memory = "–" if memory is None else f"{memory / 2**20:,.0f} MiB"
-        counts = _count(bill.get("samples")), _count(bill.get("steps"))
-        lines.append(_row(name, *counts, _flops(bill.get("flops")), _duration(bill.get("seconds")), memory))
+        counts = as_count(bill.get("samples")), as_count(bill.get("steps"))
+        waiting = as_percent(_share(bill.get("waiting_seconds"), bill.get("seconds")))
+        times = as_duration(bill.get("seconds")), waiting
+        lines.append(table_row(name, *counts, as_flops(bill.get("flops")), *times, memory))
     return [*lines, "", "A multiplication and an addition count as two FLOPs (T: 10¹², P: 10¹⁵)."]
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
 
 
 def _parameters(report: dict) -> list[str]:
@@ -208,11 +263,13 @@ def _parameters(report: dict) -> list[str]:
         return []
     trunk, added = parameters.get("trunk"), parameters.get("added") or {}
     lines = ["## Parameters", "", "| | parameters | % of the trunk |", "| --- | ---: | ---: |"]
-    lines.append(_row("trunk", _count(trunk), "100.00"))
+    lines.append(table_row("trunk", as_count(trunk), "100.00"))
     for name, number in added.items():
-        lines.append(_row(f"added by {_text(name)}", _count(number), _percent(number / trunk if trunk else None)))
-    per_attribute = _count(parameters.get("added_per_attribute"))
-    return [*lines, _row("**added per attribute**", per_attribute, _percent(parameters.get("share_of_trunk")))]
+        lines.append(
+            table_row(f"added by {as_text(name)}", as_count(number), as_percent(number / trunk if trunk else None))
+        )
+    per_attribute = as_count(parameters.get("added_per_attribute"))
+    return [*lines, table_row("**added per attribute**", per_attribute, as_percent(parameters.get("share_of_trunk")))]
 
 
 def _data(report: dict) -> list[str]:
@@ -220,12 +277,12 @@ def _data(report: dict) -> list[str]:
     if not data:
         return []
     splits, bad = data.get("splits") or {}, data.get("bad_rows") or {}
-    counts = ", ".join(f"{_count(number)} {_text(split)}" for split, number in splits.items())
-    lines = ["## Data", "", f"{_text(data.get('name'))}, images: {counts or 'none'}."]
+    counts = ", ".join(f"{as_count(number)} {as_text(split)}" for split, number in splits.items())
+    lines = ["## Data", "", f"{as_text(data.get('name'))}, images: {counts or 'none'}."]
     if not any(bad.values()):
         return [*lines, "No row was left out."]
     lines += ["", f"{sum(bad.values()):,} rows could not be used:", "", "| cause | rows |", "| --- | ---: |"]
-    return lines + [_row(_text(cause), _count(count)) for cause, count in bad.items()]
+    return lines + [table_row(as_text(cause), as_count(count)) for cause, count in bad.items()]
 
 
 def _settings(report: dict) -> list[str]:
@@ -246,46 +303,3 @@ def _picture(name: str, folder: Path | None) -> list[str]:
 
 def _titled(title: str, lines: list[str]) -> list[str]:
     return [f"## {title}", *lines] if lines else []
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _name(names: list[str], place: int) -> str:
-    return _text(names[place]) if place < len(names) else str(place)
-
-
-def _text(value) -> str:
-    # A name is any text: it must break neither the table nor the page.
-    escaped = " ".join(str("–" if value is None else value).split()).replace("\\", "\\\\").replace("<", "&lt;")
-    for mark in "|*`[":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped
-
-
-def _percent(value: float | None) -> str:
-    # Adding 0.0 turns -0.0, which rounding leaves, into 0.0.
-    return "–" if value is None else f"{round(100 * value, 2) + 0.0:.2f}"
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def _flops(value: float | None) -> str:
-    if value is None:
-        return "–"
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}FLOP"
-    return f"{value:,.0f} FLOP"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -137,3 +137,147 @@ def test_slices_are_the_batch_in_whole_doublets(world_size):
 def test_batches_that_do_not_divide(batch_size, world_size):
     with pytest.raises(ValueError, match=f"a multiple of {2 * world_size}"):
         local_slice(batch_size, 0, world_size)
+
+
+# ---- triplets
+
+
+def made_triplets(num_rows: int = 60, count: int = 40) -> np.ndarray:
+    """(T, 3), no row of a triplet twice."""
+    rng = np.random.default_rng(5)
+    return np.stack([rng.permutation(num_rows)[:3] for _ in range(count)])
+
+
+def mixed_plan(batch_size: int = 20, num_attributes: int = 2, **options):
+    """"heel" is known by triplets alone, the others by labels. Returns the plan, labels and triplets."""
+    labels = {name: np.arange(60) % 3 for name in ("colour", "hem", "fit")[: num_attributes - 1]}
+    labels = {"heel": np.full(60, -1), **labels}
+    triplets = made_triplets()
+    plan = DoubletPlan(labels, np.arange(60), batch_size, (4, 1), triplets={"heel": triplets}, **options)
+    return plan, labels, triplets
+
+
+@pytest.mark.parametrize("batch_size, num_attributes", [(6, 1), (8, 1), (10, 1), (64, 1), (12, 2), (14, 2), (30, 3)])
+def test_each_set_is_one_of_the_triplets(batch_size, num_attributes):
+    plan, labels, triplets = mixed_plan(batch_size, num_attributes)
+    known = {tuple(triplet) for triplet in triplets.tolist()}
+    for step in range(30):
+        rows, found = plan.draw(step)
+        assert rows.shape == (batch_size,) and found.sets.shape == found.labels.shape == (batch_size, num_attributes)
+        assert found.sets.dtype == found.labels.dtype == np.int64
+        assert found.attributes.tolist() == [True] + [False] * (num_attributes - 1)
+        assert (found.sets[:, 1:] == -1).all() and (found.labels[:, 1:] == -1).all()
+        assert ((found.sets >= 0) == (found.labels >= 0)).all()
+        numbers = np.unique(found.sets[found.sets >= 0])
+        meaning = {}  # label → the set that has it
+        for number in numbers:
+            places = np.flatnonzero(found.sets[:, 0] == number)
+            assert len(places) == 3 and places[0] % 2 == 0 and places[1] == places[0] + 1
+            anchor, positive, negative = found.labels[places, 0]
+            assert anchor == positive != negative
+            assert tuple(rows[places].tolist()) in known
+            for label in (anchor, negative):
+                assert meaning.setdefault(label, number) == number, "labels of two triplets are never equal"
+        # Two triplets for each three doublets that are the attribute's own.
+        doublets = batch_size // 2
+        own = {doublets // num_attributes, -(-doublets // num_attributes)}
+        assert len(numbers) in {2 * (number // 3) for number in own} and len(numbers) >= 2
+
+
+def test_attributes_with_labels_keep_their_doublets_beside_triplets():
+    plan, labels, _ = mixed_plan(12, 2)
+    beginnings = Counter()
+    for step in range(60):
+        rows, found = plan.draw(step)
+        pairs = rows.reshape(-1, 2)
+        of_triplets = (found.sets[:, 0] >= 0).reshape(-1, 2).any(axis=1)
+        turns = [place for place, own in enumerate(of_triplets) if own]
+        assert turns in ([0, 2, 4], [1, 3, 5])
+        beginnings[turns[0]] += 1
+        assert all(labels["colour"][a] == labels["colour"][b] for a, b in pairs[~of_triplets])
+        assert (pairs[~of_triplets, 0] != pairs[~of_triplets, 1]).all()
+    assert min(beginnings[0], beginnings[1]) > 10
+
+
+def test_doublets_behind_the_last_whole_triplets_take_no_part():
+    plan, _, _ = mixed_plan(10, 1)  # five doublets: three of two triplets, two more
+    for step in range(10):
+        rows, found = plan.draw(step)
+        assert (found.sets[6:] == -1).all() and (found.labels[6:] == -1).all()
+        assert (found.sets[:6] >= 0).all() and (rows >= 0).all() and (rows < 60).all()
+
+
+def test_triplets_come_up_alike():
+    plan, _, triplets = mixed_plan(30, 1)
+    place = {tuple(triplet): number for number, triplet in enumerate(triplets.tolist())}
+    counts = np.zeros(len(triplets))
+    for step in range(400):
+        rows, found = plan.draw(step)
+        for number in np.unique(found.sets[found.sets >= 0]):
+            counts[place[tuple(rows[found.sets[:, 0] == number].tolist())]] += 1
+    # 100 of each are expected; four deviations are 40.
+    assert counts.sum() == 4000 and counts.min() > 60 and counts.max() < 140
+
+
+def test_triplets_are_a_pure_function_of_seed_and_step():
+    plan, again = mixed_plan()[0], mixed_plan()[0]
+    forwards = [plan.draw(step) for step in range(6)]
+    backwards = [again.draw(step) for step in reversed(range(6))][::-1]
+    for (rows, found), (other_rows, other) in zip(forwards, backwards, strict=True):
+        assert np.array_equal(rows, other_rows) and np.array_equal(found.sets, other.sets)
+        assert np.array_equal(found.labels, other.labels)
+    assert np.array_equal(plan.rows(3), forwards[3][0])
+    assert len({rows.tobytes() for rows, _ in forwards}) == 6
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_slices_of_rows_and_triplets_go_together(world_size):
+    plan, _, triplets = mixed_plan(20, 1)
+    rows, found = plan.draw(2)
+    cuts = [local_slice(20, rank, world_size) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate([rows[cut] for cut in cuts]), rows)
+    assert np.array_equal(np.concatenate([found.sets[cut] for cut in cuts]), found.sets)
+
+
+def test_an_attribute_left_out_before_one_with_triplets():
+    labels = {"id": np.arange(60), "colour": np.arange(60) % 3, "heel": np.full(60, -1)}
+    plan = DoubletPlan(labels, np.arange(60), 12, (0,), skip_unpaired=True, triplets={"heel": made_triplets()})
+    rows, found = plan.draw(0)
+    assert found.attributes.tolist() == [False, False, True] and (found.sets[:, :2] == -1).all()
+    assert len(np.unique(found.sets[found.sets >= 0])) == 2
+    known = {tuple(triplet) for triplet in made_triplets().tolist()}
+    assert all(tuple(rows[found.sets[:, 2] == number].tolist()) in known for number in (0, 1))
+
+
+@pytest.mark.parametrize("batch_size, num_attributes", [(4, 1), (2, 1), (10, 2), (16, 3)])
+def test_a_batch_too_small_for_triplets_is_told(batch_size, num_attributes):
+    with pytest.raises(ValueError, match=f"batch_size must be at least {6 * num_attributes} for {num_attributes}"):
+        mixed_plan(batch_size, num_attributes)
+
+
+def test_an_attribute_without_triplets_or_pairs_is_still_an_error():
+    labels = {"heel": np.full(4, -1)}
+    with pytest.raises(ValueError, match="Attribute 'heel' has no value with two different images"):
+        DoubletPlan(labels, np.arange(4), 6, (0,), triplets={"heel": np.empty((0, 3), dtype=int)})
+
+
+# Rows that plans drew before there were triplets: a seed must go on giving the same run.
+DRAWN_BEFORE = {
+    1.0: {
+        0: [316, 343, 161, 151, 361, 367, 310, 274, 12, 113, 72, 358],
+        5: [241, 157, 162, 9, 151, 27, 18, 262, 147, 367, 6, 225],
+    },
+    0.5: {
+        0: [83, 219, 161, 151, 303, 314, 310, 274, 12, 113, 72, 358],
+        5: [241, 157, 162, 9, 151, 27, 18, 262, 147, 367, 6, 225],
+    },
+}
+
+
+@pytest.mark.parametrize("triplets", [None, {}, {"heel": made_triplets()}], ids=["none", "empty", "of another one"])
+@pytest.mark.parametrize("balance", DRAWN_BEFORE)
+def test_plans_without_triplets_draw_what_they_drew_before(balance, triplets):
+    plan = DoubletPlan(skewed_labels(), np.arange(400), 12, (7, 2), value_balance=balance, triplets=triplets)
+    for step, rows in DRAWN_BEFORE[balance].items():
+        assert plan.rows(step).tolist() == rows
+        assert plan.draw(step)[1] is None

@@ -151,3 +151,9 @@ def test_a_program_that_leaves_a_stream_midway_ends_well(prepared):
         script = start + end
         result = subprocess.run([sys.executable, "-c", script, str(prepared)], capture_output=True, text=True)
         assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+def test_a_rank_of_a_small_set_meets_other_rows_in_the_next_epoch(prepared):
+    stream = open_stream(prepared, "train", rank=0, world_size=2, shuffle_buffer=50)
+    first, second = ({row["caption"] for row in stream} for _ in range(2))
+    assert len(first) == len(second) == 125 and not first & second

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from raw_sets.asen_meta import make
 
-from data_scripts.formats.asen_meta import Listed, attribute_increments, find_lists, meta_checks, read_meta
-from data_scripts.formats.asen_rows import listed_splits
+from data_scripts.formats.asen_meta import Listed, find_lists, meta_checks, read_meta
+from data_scripts.formats.asen_rows import labelled_rows, listed_splits, second_values_note
+from data_scripts.formats.increment_lists import attribute_increments
 from modeling_mclfir.data.images import BadRows
 from modeling_mclfir.data.increments import load_increments
 
@@ -50,20 +51,27 @@ def test_several_pairs_of_a_training_line_are_labels_of_one_image(folder):
     meta, bad_rows = read(folder)
     assert meta.lists["train"][2:4] == [Listed("pic/train/1.jpg", 0, 1), Listed("pic/train/1.jpg", 1, 1)]
     assert meta.train_pairs == (10, 10)
-    splits = listed_splits(meta, bad_rows)
+    splits = listed_splits(meta)
     assert {split: len(items) for split, items in splits.items()} == {"train": 10, "val": 10, "query": 2, "gallery": 8}
     assert splits["train"][1].labels == ((0, 1), (1, 1))
     assert [item.galleries for item in splits["val"]] == [()] * 2 + [("val",)] * 8
     assert {item.galleries for item in splits["gallery"]} == {("test",)}
 
 
-def test_a_second_value_of_one_attribute_is_counted_and_left_out_of_the_row(folder):
+def test_a_row_with_a_second_value_of_one_attribute_is_kept_and_not_counted_as_bad(folder):
+    assert second_values_note(read(folder)[0], "") == []
     append(folder / "DARN" / "label_train.txt", "3 1 0\r\n")
     meta, bad_rows = read(folder)
-    assert len(meta.lists["train"]) == 21 and not bad_rows.total
-    splits = listed_splits(meta, bad_rows)
-    assert splits["train"][3].labels == ((0, 0), (1, 1)) and len(splits["train"]) == 10
-    assert bad_rows.counts == {"several_values": 1}
+    train = listed_splits(meta)["train"]
+    assert len(train) == 10 and train[3].labels == ((0, 0), (1, 1), (1, 0))
+    (row,) = labelled_rows(folder, meta.attributes, ["abc", "de"], train[3:4])
+    assert row["attributes"] == {"sleeve length": "a", "colour": "e"}  # the first of the line
+    assert not bad_rows.total and not meta.bad_lines["train label"].counter.total
+    counted = {check.what: check.counted for check in meta_checks(meta, {})}
+    assert counted["train labels beside another one of image and attribute"] == 1
+    assert second_values_note(meta, "So.") == [
+        "Train labels beside another one of the same image and attribute: 1. So."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +85,7 @@ def test_train_needs_both_of_its_files_and_a_note_says_which_is_absent(folder, a
     assert all(name in meta.notes[0] for name in absent)
     # The labels can be counted without the names.
     assert meta.train_pairs == (() if "label_train.txt" in absent else (10, 10))
-    assert not bad_rows.total and not listed_splits(meta, bad_rows)["train"]
+    assert not bad_rows.total and not listed_splits(meta)["train"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +114,9 @@ def test_a_wrong_line_is_counted_by_cause_with_its_place_and_left_out(folder, li
 def test_one_wrong_pair_of_a_training_line_leaves_the_others(folder):
     append(folder / "DARN" / "label_train.txt", "9\t0\t1\t1\t5\t\t\r\n9 0 2 1\r\n")
     meta, bad_rows = read(folder)
-    assert bad_rows.counts == {"unknown_value": 1, "malformed": 1}
+    labels = meta.bad_lines["train label"]
+    assert labels.counter.counts == {"unknown_value": 1, "malformed": 1} and labels.total == 20 + 3
+    assert not bad_rows.total
     assert meta.lists["train"][-1] == Listed("pic/train/9.jpg", 0, 1)
 
 

@@ -66,6 +66,7 @@ def test_a_pair_has_its_target_its_group_and_what_else_fits(source):
         "soft_targets": [members[2], members[1]],
         "soft_scores": [1.0, 0.5],
         "wanted": None,
+        "hit": "target",
     }
     assert table["query"]["12060"]["modification_texts"] == [""]
     assert table["train"]["7"]["target"] == group("train", 3)[2]
@@ -100,11 +101,37 @@ def test_without_train_captions_the_split_is_empty_and_the_card_says_so(tmp_path
 
 def test_faulty_entries_are_counted(tmp_path):
     annotations = read(make(tmp_path, images=None, faults=True))
-    assert annotations.bad_rows.counts == {"malformed": 6, "unknown_image": 1, "duplicate": 1}
-    assert annotations.bad_rows.examples["unknown_image"] == ["cap.rc2.val.json pair 6"]
-    assert "split.rc2.val.json entry 'dev-0-0-img7'" in annotations.bad_rows.examples["malformed"]
+    assert annotations.bad_rows.examples == {"malformed": ["split.rc2.val.json entry 'dev-0-0-img7'"]}
+    pairs = annotations.bad_lines["pair"]
+    assert pairs.counter.counts == {"malformed": 5, "unknown_image": 1, "duplicate": 1}
+    assert pairs.total == 7 + 8 + 6 + 18
+    assert pairs.counter.examples["unknown_image"] == ["cap.rc2.val.json pair 6"]
     assert list(composed(annotations, "query")) == [str(12060 + i) for i in range(6)]
     assert composed(annotations, "query")["12060"]["modification_texts"] == [""]  # the first of the two is kept
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"pairid": 12061', '"pairid": 1e400'),
+        ('img1": 1.0', f'img1": {10**400}'),
+        ('img1": 1.0', 'img1": NaN'),
+        ('img1": 1.0', 'img1": "1e999"'),
+    ],
+)
+def test_numbers_beyond_all_measure_make_a_pair_malformed(tmp_path, before, after):
+    path = make(tmp_path, images=None) / "captions/cap.rc2.val.json"
+    text = path.read_text(encoding="utf-8-sig")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    assert read(tmp_path).bad_lines["pair"].counter.counts == {"malformed": 1}
+
+
+def test_json_nested_without_end_is_refused_by_name(tmp_path):
+    path = make(tmp_path, images=None) / "captions/cap.rc2.val.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="cap.rc2.val.json is not JSON"):
+        read(tmp_path)
 
 
 def test_the_wrong_folder_is_told_by_all_that_is_missing(tmp_path):
@@ -158,6 +185,7 @@ def test_the_real_annotations_have_the_published_counts(real):
         "val pairs with more than one soft target": (645, 645),
     }
     assert real.counts == {"train": 16939, "gallery": 4612} and not real.bad_rows.total
+    assert real.bad_lines["pair"].total == 8329 and not real.bad_lines["pair"].counter.total
     assert any("in 37 val pairs the target is not among them" in note for note in real.notes)
 
 

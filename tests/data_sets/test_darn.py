@@ -71,7 +71,9 @@ def test_images_never_downloaded_are_left_out_and_told_of_where_a_url_list_is_gi
     annotations = read(source, urls=urls)
     assert annotations.counts == COUNTS | {"gallery": 33}
     assert [row["image"].listed for row in annotations.splits["gallery"]] == gallery[3:]
-    assert annotations.bad_rows.counts == {"malformed": 1}
+    addresses = annotations.bad_lines["address"]
+    assert (addresses.counter.counts, addresses.total) == ({"malformed": 1}, 4)
+    assert not annotations.bad_rows.total
     assert "3 of 120 listed images" in annotations.notes[-1] and "address for 2 of them" in annotations.notes[-1]
     assert {c.what: c.counted for c in annotations.checks}["listed images that are absent"] == 3
     # What was published is compared with the lists, not with what is left of them.

@@ -65,10 +65,7 @@ def test_without_train_lists_train_is_made_of_all_other_images_with_a_tag(bare):
     annotations = read(bare)
     train = rows_of(annotations)["train"]
     assert [number(row) for row in train] == [i for i in range(60) if i != UNTAGGED]
-    for row in train:
-        (label,) = labels(row).items()
-        assert "=".join(label) in row["tags"] == [LABELS[tag] for tag in tags_of(number(row))]
-    assert any(labels(row) != sampled(number(row)) for row in train), "drawn, not taken from a list"
+    check_train(train)
     assert [labels(row) for row in rows_of(read(bare))["train"]] == [labels(row) for row in train]
     assert any("1 images without any tag are left out" in note for note in annotations.notes)
 
@@ -78,10 +75,34 @@ def test_train_lists_are_used_where_they_are_there(tmp_path):
     annotations = read(raw)
     train = rows_of(annotations)["train"]
     assert [number(row) for row in train] == [i for i in range(60) if i != UNTAGGED]
+    check_train(train, named=False)
+    # Of a type that an image has two tags of (where 4 divides its number), one is the label.
+    assert any("15 images have several tags of one type" in note for note in annotations.notes)
+    assert found(annotations, "train labels beside another one of image and attribute") == 15
+
+
+def test_every_pair_of_a_training_line_is_learned_from_also_with_one_tag(tmp_path):
+    raw = make(tmp_path, images=False, official=False, train=True)
+    (raw / "DeepFashion" / "label_train.txt").write_text("0 0 1 1 1 3 0 3 1\n")
+    (row,) = rows_of(read(raw, protocol="one-tag"))["train"]
+    texture, fabric, _, part, _ = ATTRIBUTES
+    assert labels(row).keys() == {texture, fabric, part}
+    assert (labels(row)[texture], labels(row)[fabric]) == ("1", "1")
+    assert sorted(row["tags"]) == sorted([f"{texture}=1", f"{fabric}=1", f"{part}=0", f"{part}=1"])
+
+
+def check_train(train, named=True):
+    """An image of train has a label of each type that it has a tag of, in either protocol."""
+    kinds = [kind for _, kind in TAGS]
     for row in train:
-        (label,) = labels(row).items()
-        assert "=".join(label) in row["tags"] and len(row["tags"]) == len(tags_of(number(row)))
-    assert any("several tags for 59 images" in note for note in annotations.notes)
+        tags = tags_of(number(row))
+        words = [
+            LABELS[tag] if named else f"{ATTRIBUTES[kinds[tag] - 1]}={kinds[:tag].count(kinds[tag])}" for tag in tags
+        ]
+        assert row["tags"] == words
+        assert labels(row).keys() == {ATTRIBUTES[kinds[tag] - 1] for tag in tags}
+        assert {"=".join(label) for label in labels(row).items()} <= set(words)
+    assert any(len(labels(row)) > 1 for row in train)
 
 
 def test_without_official_files_values_are_ranks_and_train_is_empty(tmp_path):

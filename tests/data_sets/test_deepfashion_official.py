@@ -7,7 +7,6 @@ from raw_sets.deepfashion import (
     EMPTY_BOX,
     LABELS,
     TAGS,
-    UNTAGGED,
     WIDE_BOX,
     labels,
     make,
@@ -47,8 +46,10 @@ def test_official_split(bare):
 
 
 def test_official_split_with_one_tag(bare):
-    for row in rows_of(read(bare, split="official", protocol="one-tag"))["train"]:
-        assert "category" in labels(row) and len(labels(row)) == (1 if number(row) == UNTAGGED else 2)
+    rows = rows_of(read(bare, split="official", protocol="one-tag"))
+    for row in rows["val"] + rows["query"] + rows["gallery"]:
+        assert "category" in labels(row) and len(labels(row)) == 2
+    assert rows["train"] == rows_of(read(bare, split="official"))["train"]  # to learn from, every type counts
 
 
 def test_the_official_split_is_taken_where_there_are_no_lists(tmp_path):
@@ -89,8 +90,18 @@ def test_bad_lines_are_counted_and_the_others_stay(bare):
     append("Eval/list_eval_partition.txt", "img/a.jpg other", f"{path_of(0)} val", "train")
     append("Anno/list_bbox.txt", "img/a.jpg 1 2 3", "img/a.jpg 1 2 x 4")
     annotations = read(bare, split="official", crop=True)
-    assert annotations.bad_rows.counts == {"malformed": 7, "duplicate": 3, "unknown_value": 3}
-    assert "list_attr_img.txt line 123" in annotations.bad_rows.examples["malformed"]
+    # Of the partition alone, a line is a row.
+    assert annotations.bad_rows.counts == {"malformed": 1, "duplicate": 1, "unknown_value": 1}
+    bad = {kind: (lines.counter.counts, lines.total) for kind, lines in annotations.bad_lines.items()}
+    assert bad == {
+        "list_attr_cloth.txt": ({}, 10),
+        "list_attr_img.txt": ({"malformed": 4, "duplicate": 1}, 125),
+        "list_category_cloth.txt": ({}, 3),
+        "list_category_img.txt": ({"unknown_value": 2, "duplicate": 1}, 123),
+        "list_bbox.txt": ({"malformed": 2}, 122),
+    }
+    examples = annotations.bad_lines["list_attr_img.txt"].counter.examples
+    assert "list_attr_img.txt line 123" in examples["malformed"]
     rows = rows_of(annotations)
     assert annotations.counts["train"] == 60 and annotations.counts["val"] == 20
     assert rows["train"][0]["tags"] == [*(LABELS[tag] for tag in tags_of(0)), "category=Tee"]
@@ -100,7 +111,8 @@ def test_tags_without_a_type_keep_their_number(bare):
     path = bare / "Anno" / "list_attr_cloth.txt"
     path.write_text(path.read_text(encoding="utf-8-sig").replace("crinkled                       2", "crinkled 9"))
     annotations = read(bare, split="official")
-    assert annotations.bad_rows.counts == {"malformed": 1}
+    assert annotations.bad_lines["list_attr_cloth.txt"].counter.counts == {"malformed": 1}
+    assert not annotations.bad_rows.total
     wanted = [LABELS[tag] for tag in tags_of(1) if TAGS[tag][0] != "crinkled"]
     assert rows_of(annotations)["train"][1]["tags"] == [*wanted, "category=Button Down"]
 
@@ -114,9 +126,14 @@ def test_two_tags_of_one_name_and_type_stay_apart(bare):
 
 def test_bad_lines_of_the_label_files_are_counted(bare):
     path = bare / "DeepFashion" / "label_test.txt"
+    before = read(bare)
     path.write_text(path.read_text() + "3\t1\nx\t1\t0\n99\t1\t0\n0\t6\t0\t1\t10\t5\t0\n\n")
-    bad_rows = read(bare).bad_rows
-    assert bad_rows.counts == {"malformed": 2, "unknown_image": 1, "unknown_value": 3}
+    annotations = read(bare)
+    kind = "image tag"
+    label_tags = annotations.bad_lines[kind]
+    assert label_tags.counter.counts == {"malformed": 2, "unknown_image": 1, "unknown_value": 3}
+    assert label_tags.total == before.bad_lines[kind].total + 6
+    assert not annotations.bad_rows.total
 
 
 # ---- mistakes of the user

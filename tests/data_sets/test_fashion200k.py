@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import time
-
 import pytest
 from datasets import load_dataset
 from PIL import Image
@@ -8,7 +6,6 @@ from raw_sets.fashion200k import FOLDERS, make, photos
 
 from data_scripts.command import run
 from data_scripts.fashion200k import main, read
-from data_scripts.formats.one_word_differences import draw_pairs, first_difference, parents
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +65,9 @@ def test_given_queries_are_kept_in_order_with_the_text_of_their_captions(source)
         (photos(name, "test")[0][0], photos(name, "test")[2][0]) for name in FOLDERS
     ]
     assert {(*q["modification_texts"], q["gallery"]) for q in queries} == {("replace red with blue", "test")}
+    # TIRG counts any image with the caption of the target.
+    assert {q["hit"] for split in ("train", "query") for q in pairs_of(read(source), split)} == {"caption"}
+    assert not any(q.get("wanted") for q in queries)
     assert len({q["query_id"] for q in queries}) == 5
 
 
@@ -127,9 +127,11 @@ def test_arguments_out_of_range_are_refused(source, wrong):
 def test_bad_lines_are_counted_and_cost_no_other_row(tmp_path):
     annotations = read(make(tmp_path, bad_lines=True))
     assert annotations.counts == {"train": 40, "gallery": 30}
-    assert annotations.bad_rows.counts == {"malformed": 4, "duplicate": 1, "unknown_image": 1}
+    assert annotations.bad_rows.counts == {"malformed": 3, "duplicate": 1}
     assert "dress_train_detect_all.txt line 10" in annotations.bad_rows.examples["malformed"]
-    assert annotations.bad_rows.examples["unknown_image"] == ["test_queries.txt line 7"]
+    queries = annotations.bad_lines["query"]
+    assert queries.counter.counts == {"malformed": 1, "unknown_image": 1} and queries.total == 7
+    assert queries.counter.examples["unknown_image"] == ["test_queries.txt line 7"]
     assert len(pairs_of(annotations, "query")) == 5
 
 
@@ -170,8 +172,27 @@ def test_crop_leaves_images_without_a_box_whole_and_counts_unreadable_boxes(tmp_
     path.write_text(f"{first}\tskirt_-1.0_0.1_wide_0.3_0.4\n{first}\nwomen/other.jpeg\tskirt_-1.0_0.1_0.2_0.3_0.4\n")
     annotations = read(tmp_path, crop=True)
     assert rows_of(annotations, "train")[first]["image"].box is None
-    assert annotations.bad_rows.counts == {"malformed": 2}
+    boxes = annotations.bad_lines["detection"]
+    assert boxes.counter.counts == {"malformed": 2} and boxes.counter.examples["malformed"][0].endswith("line 1")
+    assert not annotations.bad_rows.total
     assert checks_of(annotations)["images without a box, left whole"] == 14
+
+
+@pytest.mark.parametrize("edges", ["0.1_1e308_0.2_0.4", "-3_0.5_0.2_0.4", "0.1_0.5_0.2_40"])
+def test_a_box_outside_of_the_image_is_refused_when_it_is_read(tmp_path, edges):
+    path = make(tmp_path) / "detection" / "women_skirt_detection.txt"
+    first = photos("skirt", "train")[0][0]
+    path.write_text(f"{first}\tskirt_-1.0_{edges}\n")
+    annotations = read(tmp_path, crop=True)
+    assert rows_of(annotations, "train")[first]["image"].box is None
+    assert annotations.bad_lines["detection"].counter.counts == {"malformed": 1}
+
+
+def test_a_box_that_stands_out_by_a_hair_is_taken(tmp_path):
+    path = make(tmp_path) / "detection" / "women_skirt_detection.txt"
+    first = photos("skirt", "train")[0][0]
+    path.write_text(f"{first}\tskirt_-1.0_-0.001_1.0000001_0.25_0.5\n")  # 24×32 pixels
+    assert rows_of(read(tmp_path, crop=True), "train")[first]["image"].box == (0, 8, 24, 16)
 
 
 def test_crop_follows_an_image_that_lies_on_its_side(tmp_path):
@@ -206,87 +227,6 @@ def test_the_counts_need_no_images(source, tmp_path, capsys, monkeypatch):
     assert "train 40, gallery 30" in told
 
 
-# Captions and pairs by themselves.
-
-
-def test_a_parent_lacks_one_whole_word():
-    assert parents("red tailored dress") == {
-        ("tailored", "dress"): "red",
-        ("red", "dress"): "tailored",
-        ("red", "tailored"): "dress",
-    }
-    # the string "red" is in "tailored" and must stay there; of a repeated word, one goes
-    assert parents("black black dress") == {("black", "dress"): "black", ("black", "black"): "dress"}
-    assert parents("dress") == {(): "dress"}
-
-
-def changes(captions, **settings):
-    names = [f"image {i}" for i in range(len(captions))]
-    pairs = draw_pairs(names, captions, **{"per_image": 8, "seed": 0, **settings})
-    return {(captions[pair.reference], pair.text, captions[pair.target]) for pair in pairs}
-
-
-def test_pairs_of_captions_with_a_repeated_word():
-    assert changes(["black black dress", "black red dress"]) == {
-        ("black black dress", "replace black with red", "black red dress"),
-        ("black red dress", "replace red with black", "black black dress"),
-    }
-
-
-def test_no_pair_by_part_of_a_word_by_order_or_by_two_words():
-    assert changes(["red tailored dress", "blue tailo dress"]) == set()
-    assert changes(["red dress", "dress red", "red  dress"]) == set()
-    assert changes(["red dress", "blue skirt"]) == set()
-    assert changes(["", None, "   "]) == set()
-
-
-def test_captions_of_one_word_and_of_another_place_of_the_word_pair():
-    assert {text for _, text, _ in changes(["dress", "skirt"])} == {
-        "replace dress with skirt",
-        "replace skirt with dress",
-    }
-    assert ("red dress", "replace red with blue", "dress blue") in changes(["red dress", "dress blue"])
-
-
-def test_draws_do_not_depend_on_the_order_of_the_images():
-    captions = [f"{colour} {kind}" for colour in ("red", "blue", "green") for kind in ("dress", "skirt", "top")]
-    names = [f"image {i}" for i in range(9)]
-
-    def named(order):
-        pairs = draw_pairs([names[i] for i in order], [captions[i] for i in order], per_image=2, seed=3)
-        return {(names[order[pair.reference]], names[order[pair.target]], pair.text) for pair in pairs}
-
-    assert named(range(9)) == named([5, 3, 8, 0, 1, 7, 2, 6, 4])
-
-
-def test_every_other_caption_is_drawn_about_equally_often():
-    captions = ["red dress"] * 600 + ["blue dress", "green dress", "red skirt"]
-    pairs = draw_pairs([str(i) for i in range(603)], captions, per_image=1, seed=0)
-    targets = [captions[pair.target] for pair in pairs if captions[pair.reference] == "red dress"]
-    assert all(150 < targets.count(caption) < 250 for caption in captions[600:])
-
-
-def test_pairs_of_many_captions_of_one_parent_take_linear_time():
-    captions = [f"w{i} dress" for i in range(20_000)]
-    start = time.perf_counter()
-    pairs = draw_pairs([str(i) for i in range(20_000)], captions, per_image=1, seed=0)
-    assert len(pairs) == 20_000
-    assert time.perf_counter() - start < 10  # all pairs of captions would be 400 million
-
-
-@pytest.mark.parametrize(
-    ("reference", "target", "expected"),
-    [
-        ("red long dress", "blue long dress", ("red", "blue", True)),
-        ("red long dress", "blue short dress", ("red", "blue", True)),
-        ("black black dress", "black red dress", ("dress", "red", False)),
-        ("red dress", "red dress", ("dress", "dress", False)),
-    ],
-)
-def test_the_text_of_a_given_query_follows_tirg(reference, target, expected):
-    assert first_difference(reference, target) == expected
-
-
 def test_queries_without_a_word_to_replace_are_counted_and_those_without_a_caption_left_out(tmp_path):
     first, second, _, _, _, last = (path for path, _, _ in photos("jacket", "test"))
     make(tmp_path)
@@ -297,4 +237,5 @@ def test_queries_without_a_word_to_replace_are_counted_and_those_without_a_capti
     (query,) = pairs_of(annotations, "query")
     assert query["modification_texts"] == ["replace jacket with jacket"]
     assert checks_of(annotations)["queries where a caption has no word of its own"] == 1
-    assert annotations.bad_rows.counts == {"no_caption": 1}
+    assert annotations.bad_lines["query"].counter.counts == {"no_caption": 1}
+    assert not annotations.bad_rows.total

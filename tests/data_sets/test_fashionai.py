@@ -106,6 +106,25 @@ def test_wrong_lines_are_counted_by_cause_and_left_out(tmp_path):
     assert read(tmp_path, split="hash").bad_rows.counts == annotations.bad_rows.counts
 
 
+def test_with_lists_of_train_the_lines_of_the_label_files_are_no_rows(tmp_path):
+    annotations = read(make(tmp_path, bad=True, train=True, images=False))
+    assert annotations.counts == COUNTS and not annotations.bad_rows.total
+    label_lines = annotations.bad_lines["label.csv"]
+    assert label_lines.counter.total == 9 and label_lines.total == 144 + 9
+    assert annotations.bad_lines["train label"] == (annotations.bad_lines["train label"].counter, 48)
+
+
+def test_a_second_value_in_the_lists_of_train_is_a_tag(tmp_path):
+    source = make(tmp_path, train=True, images=False)
+    path = source / "FashionAI" / "label_train.txt"
+    path.write_bytes(path.read_bytes() + b"0 0 2\r\n")
+    first = next(iter(read(source).splits["train"]))
+    assert labels(first) == {"skirt_length": "short"}
+    assert first["tags"] == ["skirt_length=short", "skirt_length=knee", "skirt_length=floor"]  # the last is a maybe
+    assert not read(source).bad_rows.total
+    assert any("another one" in note and "column tags" in note for note in read(source).notes)
+
+
 def test_without_lists_the_split_is_by_hash_of_the_file_name(tmp_path):
     first = read(make(tmp_path / "first", lists=False, images=False))
     assert sum(first.counts.values()) == 144 and all(first.counts.values())

@@ -113,6 +113,7 @@ def test_pairs_keep_both_captions(source):
         "target": "val é dress1",
         "modification_texts": ["is brighter 1", "has a é bow"],
         "gallery": "dress",
+        "hit": "target",
     }
     assert table["train"]["toptee-train-2"]["modification_texts"] == ["is brighter 2", ""]
     assert {pair["target"] for pair in table["test"].values()} == {None}
@@ -121,9 +122,11 @@ def test_pairs_keep_both_captions(source):
 
 def test_faulty_entries_are_counted_and_the_others_keep_their_numbers(tmp_path):
     annotations = read(make(tmp_path, faults=True))
-    assert annotations.bad_rows.counts == {"malformed": 6, "duplicate": 1, "unknown_image": 1}
+    assert annotations.bad_rows.counts == {"malformed": 2, "duplicate": 1}
     assert annotations.bad_rows.examples["duplicate"] == ["split.dress.train.json entry 8"]
-    assert annotations.bad_rows.examples["unknown_image"] == ["cap.dress.train.json pair 5"]
+    pairs = annotations.bad_lines["pair"]
+    assert pairs.counter.counts == {"malformed": 4, "unknown_image": 1} and pairs.total == 28 + 5
+    assert pairs.counter.examples["unknown_image"] == ["cap.dress.train.json pair 5"]
     assert annotations.counts == {"train": 25, "gallery": 35}
     assert ids_of(annotations, "train", "dress") == [f"dress-train-{i}" for i in (0, 6, 7, 8)]
     outside = next(check for check in annotations.checks if "not in their list" in check.what)
@@ -150,7 +153,7 @@ def test_held_out_pairs_share_no_image_with_train(source, fraction):
 
 
 def test_a_larger_fraction_holds_out_the_same_pairs_and_more(source):
-    few, many = (set(composed(read(source, val_fraction=share), "val")) for share in (0.3, 0.6))
+    few, many = (set(composed(read(source, val_fraction=share), "val")) for share in (0.3, 0.7))
     assert few < many
 
 
@@ -211,6 +214,11 @@ def test_from_the_command_to_a_loaded_and_a_streamed_data_set(source, tmp_path):
 def test_a_missing_image_is_counted_and_left_out(tmp_path):
     source = make(tmp_path / "raw", faults=True)
     arguments = ["--source", str(source), "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="5 of 33 pair lines are bad"):
+        main(arguments)
+    captions = source / "captions/cap.dress.train.json"
+    pairs = json.loads(captions.read_text(encoding="utf-8-sig"))
+    captions.write_text(json.dumps([pairs[0], *pairs[6:]]))
     with pytest.raises(ValueError, match="rows are bad(.|\n)*missing: 1"):
         main(arguments)
     summary = main([*arguments, "--max-bad-fraction", "0.2"])
@@ -231,6 +239,7 @@ def test_the_real_annotations_have_the_published_counts(real):
     assert {check.what: check.counted for check in real.checks} == published
     assert published["val queries shirt"] == 2038 and published["gallery val toptee"] == 2902
     assert real.counts == {"train": 45429, "gallery": 30566} and not real.bad_rows.total
+    assert real.bad_lines["pair"].total == 30_134 and not real.bad_lines["pair"].counter.total
 
 
 def test_every_real_val_reference_and_target_is_in_both_galleries_of_its_category(real):

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from raw_sets.secoco import make
 
-from data_scripts.formats.sequential_captions import read_groups, split_by_shares
+from data_scripts.formats.sequential_captions import read_groups
+from data_scripts.formats.stable_hash import split_by_shares
 from data_scripts.secoco import GROUPS, SUPERCATEGORIES, main, read
 from modeling_mclfir.data.increments import load_increments
 
@@ -174,6 +175,7 @@ def test_duplicate_malformed_and_unknown_entries_are_counted_with_their_place(tm
             first | {"id": 1, "area": "large"},
             first | {"id": 2, "area": float("nan")},
             first | {"id": 3, "area": -1},
+            first | {"id": 7, "area": 10**400},
             first | {"id": 4, "iscrowd": "no"},
             first | {"id": 5, "image_id": 77},
             first | {"id": 6, "category_id": 99},
@@ -184,14 +186,21 @@ def test_duplicate_malformed_and_unknown_entries_are_counted_with_their_place(tm
     change(tmp_path, "captions_train2017.json", captions)
     change(tmp_path, "instances_train2017.json", instances)
     annotations = read(tmp_path)
-    bad = annotations.bad_rows
-    assert bad.counts == {"duplicate_id": 3, "malformed": 9, "unknown_id": 3, "unknown_value": 1}
-    assert bad.examples["duplicate_id"] == [
-        "captions_train2017.json: images[23]",
-        "captions_train2017.json: annotations[42]",
-        "instances_train2017.json: annotations[62]",
-    ]
-    assert "instances_train2017.json: category 99 of image 9" in bad.examples["unknown_id"]
+    assert annotations.bad_rows.counts == {"duplicate_id": 1, "malformed": 2}
+    assert annotations.bad_rows.examples["duplicate_id"] == ["captions_train2017.json: images[23]"]
+    bad = {kind: lines.counter for kind, lines in annotations.bad_lines.items()}
+    assert {kind: counter.counts for kind, counter in bad.items()} == {
+        "caption": {"duplicate_id": 1, "malformed": 2, "unknown_id": 1},
+        "object": {"duplicate_id": 1, "malformed": 5, "unknown_id": 2},
+        "category": {"unknown_value": 1, "malformed": 1},
+    }
+    added = {"caption": 4, "object": 8, "category": 2}
+    assert {kind: lines.total for kind, lines in annotations.bad_lines.items()} == {
+        kind: lines.total + added[kind] for kind, lines in before.bad_lines.items()
+    }
+    assert bad["caption"].examples["duplicate_id"] == ["captions_train2017.json: annotations[42]"]
+    assert bad["object"].examples["duplicate_id"] == ["instances_train2017.json: annotations[62]"]
+    assert "instances_train2017.json: category 99 of image 9" in bad["object"].examples["unknown_id"]
     assert rows(annotations, "train") == rows(before, "train")
 
 

@@ -4,7 +4,8 @@ import tracemalloc
 
 import pytest
 
-from data_scripts.formats.sequential_captions import dict_items, dominant, list_items, read_groups, split_by_shares
+from data_scripts.formats.sequential_captions import dict_items, dominant, list_items, read_groups
+from data_scripts.formats.stable_hash import share, split_by_shares
 from data_scripts.secoco import SUPERCATEGORIES
 
 
@@ -14,6 +15,15 @@ def test_shares_of_a_split_by_hash_hold_and_never_change():
     # By `printf 139 | b2sum -l 64`, modulo 3.
     found = [split_by_shares(image_id, {"val": 1, "gallery": 2}) for image_id in ("139", "285", "632", "724")]
     assert found == ["gallery", "val", "val", "gallery"]
+
+
+def test_shares_are_even_and_never_reach_one(monkeypatch):
+    shares = [share(f"name {number}") for number in range(6000)]
+    assert all(0 <= value < 1 for value in shares)
+    assert sum(value < 0.25 for value in shares) == pytest.approx(1500, rel=0.1)
+    assert share("name 7") == shares[7]
+    monkeypatch.setattr("data_scripts.formats.stable_hash.hash_number", lambda key: 2**64 - 1)
+    assert share("the largest") < 1
 
 
 def test_largest_group_wins_by_its_sum_and_the_first_of_equals():

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from raw_sets.sevige import make
 
-from data_scripts.formats.sequential_captions import split_by_shares
+from data_scripts.formats.stable_hash import split_by_shares
 from data_scripts.sevige import GROUPS, SUPERCATEGORIES, WORDS, main, read, supercategory
 from modeling_mclfir.data.increments import load_increments
 
@@ -143,6 +143,7 @@ def test_duplicate_malformed_and_unknown_entries_are_counted_with_their_place(tm
 
     def objects(content):
         content[0]["objects"] += [{"names": ["sofa"], "w": "9", "h": 9}, {"names": [3], "w": 99, "h": 99}, None]
+        content[0]["objects"].append({"names": ["sofa"], "w": 10**400, "h": 1})
         content += [content[0] | {"objects": []}, {"image_id": 900, "objects": []}, {"image_id": 1, "objects": None}]
 
     def regions(content):
@@ -152,13 +153,17 @@ def test_duplicate_malformed_and_unknown_entries_are_counted_with_their_place(tm
     for name, function in (("image_data", images), ("objects", objects), ("region_descriptions", regions)):
         change(tmp_path, f"{name}.json", function)
     annotations = read(tmp_path)
-    assert annotations.bad_rows.counts == {"duplicate_id": 3, "malformed": 11, "unknown_id": 1}
-    assert annotations.bad_rows.examples["duplicate_id"] == [
-        "image_data.json: [122]",
-        "objects.json: [122]",
-        "region_descriptions.json: [122]",
-    ]
-    assert "objects.json: [0], objects[4]" in annotations.bad_rows.examples["malformed"]
+    assert annotations.bad_rows.counts == {"duplicate_id": 1, "malformed": 4}
+    assert annotations.bad_rows.examples["duplicate_id"] == ["image_data.json: [122]"]
+    bad = {kind: lines.counter for kind, lines in annotations.bad_lines.items()}
+    assert {kind: counter.counts for kind, counter in bad.items()} == {
+        "objects.json": {"duplicate_id": 1, "malformed": 1, "unknown_id": 1},
+        "object": {"malformed": 4},
+        "region_descriptions.json": {"duplicate_id": 1, "malformed": 1},
+        "region": {"malformed": 2},
+    }
+    assert annotations.bad_lines["objects.json"].total == 122 + 3
+    assert "objects.json: [0], objects[4]" in bad["object"].examples["malformed"]
     assert rows(annotations) == before
 
 
@@ -172,6 +177,13 @@ def test_boxes_turned_inside_out_have_no_area(tmp_path):
     annotations = read(tmp_path)
     assert rows(annotations)["1"]["attributes"]["group"] == "street"
     assert annotations.bad_rows.total == 0
+
+
+def test_boxes_of_any_size_have_an_area(tmp_path):
+    make(tmp_path)
+    huge = {"names": ["sofa"], "w": 10**300, "h": 10**300}
+    change(tmp_path, "objects.json", lambda content: content[0]["objects"].append(huge))
+    assert rows(read(tmp_path))["1"]["attributes"]["group"] == "home"
 
 
 def test_first_known_one_of_several_names_counts_and_areas_are_summed(tmp_path):

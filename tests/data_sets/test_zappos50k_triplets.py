@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from raw_sets.zappos50k import NUM_IMAGES, PARTS, image_id, make, triplets
 
-from data_scripts.zappos50k import read
+from data_scripts.zappos50k import main, read
 
 CONDITIONS = ("class", "closure", "gender", "heel")
 
@@ -93,10 +93,27 @@ def test_without_meta_data_the_conditions_are_learned_from_triplets(lists_only):
 
 def test_bad_lines_are_counted_by_cause(tmp_path, annotations):
     found = read(make(tmp_path / "raw", images=False, bad_lines=True))
-    assert found.bad_rows.counts == {"malformed": 3, "degenerate": 1, "unknown_id": 2, "duplicate_id": 1}
-    assert found.bad_rows.examples["degenerate"] == ["class_tripletlist_train.txt line 6"]
+    assert not found.bad_rows.total
+    lists, meta = found.bad_lines["triplet"], found.bad_lines["meta-data.csv"]
+    assert lists.counter.counts == {"malformed": 2, "degenerate": 1, "unknown_id": 2}
+    assert lists.total == sum(len(triplets(c, part)) for c in CONDITIONS for part in PARTS) + 5
+    assert lists.counter.examples["degenerate"] == ["class_tripletlist_train.txt line 6"]
+    assert meta.counter.counts == {"malformed": 1, "duplicate_id": 1} and meta.total == NUM_IMAGES - 1 + 2
     assert list(found.tables["triplets"].splits["train"]) == list(annotations.tables["triplets"].splits["train"])
     assert next(iter(found.splits["train"]))["attributes"]["closure"] == "Lace up"  # the first of two lines
+
+
+def test_bad_triplets_are_weighed_against_triplets_and_not_against_images(lists_only, tmp_path):
+    path = lists_only / "tripletlists/class_tripletlist_train.txt"
+    whole = path.read_text()
+    arguments = ["--source", str(lists_only), "--annotations-only", "--output", str(tmp_path / "out")]
+    path.write_text(whole + "\n3 3 4" * 2)  # 2 of 386, beside 96 images
+    summary = main(arguments)
+    assert sum(summary.counts.values()) == 96 and not summary.bad_rows.total
+    assert summary.bad_lines["triplet"].total == 386
+    path.write_text(whole + "\n3 3 4" * 6)
+    with pytest.raises(ValueError, match="6 of 390 triplet"):
+        main([*arguments, "--overwrite"])
 
 
 @pytest.mark.parametrize(("third", "cause"), [("10", "unknown_id"), ("21", "degenerate")])
@@ -104,7 +121,7 @@ def test_a_triplet_may_not_name_a_blank_line_or_one_image_by_two_lines(lists_onl
     # Line 10 of the list is blank, line 21 is image 3 once more, as is line 3.
     path = lists_only / "tripletlists/heel_tripletlist_val.txt"
     path.write_text(f"3 1 {third}\n")
-    assert read(lists_only).bad_rows.counts == {cause: 1}
+    assert read(lists_only).bad_lines["triplet"].counter.counts == {cause: 1}
 
 
 def test_an_image_in_two_lists_is_in_the_first_and_counted(lists_only):

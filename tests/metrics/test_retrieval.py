@@ -14,6 +14,7 @@ from modeling_mclfir.metrics import (
     aggregate_attributes,
     aggregation,
     average_precision,
+    average_precision_by_relevance,
     chance,
     count_relevant,
     expected_average_precision,
@@ -111,6 +112,44 @@ def test_average_precision_equals_the_loop(seed, with_ids):
     for k, normalizer in itertools.product((1, 2, 3, 50), retrieval.NORMALIZERS):
         expected = [slow_average_precision(case, q, k, normalizer) for q in queries]
         assert_same(average_precision(**case, k=k, normalizer=normalizer), expected)
+
+
+def relevance_of(case, relevant):
+    """The case with relevance in the place of labels."""
+    return {name: value for name, value in case.items() if "labels" not in name} | {"relevant": relevant}
+
+
+@pytest.mark.parametrize("seed, with_ids", CASES)
+def test_relevance_by_equal_labels_is_average_precision(seed, with_ids):
+    case = random_case(seed, with_ids)
+    equal = case["query_labels"][:, None] == case["gallery_labels"][None, :]
+    found = average_precision_by_relevance(**relevance_of(case, equal))
+    expected = average_precision(**case)
+    assert torch.equal(found.isnan(), expected.isnan()) and torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("seed, with_ids", CASES)
+def test_average_precision_by_relevance_equals_the_loop(seed, with_ids):
+    case = random_case(seed, with_ids)
+    shape = len(case["query_labels"]), len(case["gallery_labels"])
+    # Relevance that no labels could give: of several labels an image, say.
+    relevant = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < (0.0, 0.2, 0.6, 1.0)[seed % 4]
+    expected = []
+    for q in range(shape[0]):
+        hits = [bool(relevant[q, g]) for g in slow_ranking(case, q)]
+        precisions = [sum(hits[:place]) / place for place, hit in enumerate(hits, start=1) if hit]
+        expected.append(sum(precisions) / len(precisions) if precisions else math.nan)
+    content = relevance_of(case, relevant)
+    assert_same(average_precision_by_relevance(**content), expected)
+    assert_same(average_precision_by_relevance(**content, chunk_size=1), expected)
+
+
+def test_a_query_whose_only_relevant_item_is_itself_is_nan():
+    ids = torch.arange(2)
+    relevant = torch.tensor([[True, False], [True, True]])
+    found = average_precision_by_relevance(E2, E2, relevant, query_ids=ids, gallery_ids=ids)
+    assert_same(found, [math.nan, 1.0])
+    assert torch.equal(relevant, torch.tensor([[True, False], [True, True]])), "what is given stays as it is"
 
 
 @pytest.mark.parametrize("seed, with_ids", CASES)
@@ -219,6 +258,8 @@ def test_no_queries_or_no_gallery():
     assert average_precision(some, none, labels, empty).isnan().all()
     assert first_relevant_rank(some, none, labels, empty).tolist() == [0, 0]
     assert label_prior(labels, empty).isnan().all()
+    assert average_precision_by_relevance(none, some, torch.ones(0, 2) > 0).shape == (0,)
+    assert average_precision_by_relevance(some, none, torch.ones(2, 0) > 0).isnan().all()
     assert expected_average_precision(empty, empty).shape == (0,)
 
 
@@ -324,7 +365,7 @@ def test_asen_lists_give_the_known_baselines(dataset, prior, expected, num_queri
 
 # --- errors ---------------------------------------------------------------------------------------------------------
 
-E2, L2 = torch.eye(2), torch.tensor([0, 1])
+E2, L2, YES = torch.eye(2), torch.tensor([0, 1]), torch.ones(2, 2, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +383,17 @@ E2, L2 = torch.eye(2), torch.tensor([0, 1])
         (ValueError, "without gallery_ids", lambda: average_precision(E2, E2, L2, L2, query_ids=L2)),
         (ValueError, "without query_ids", lambda: average_precision(E2, E2, L2, L2, gallery_ids=L2)),
         (ValueError, "normalizer is 'mean'", lambda: average_precision(E2, E2, L2, L2, normalizer="mean")),
+        (TypeError, "relevant is torch.int64", lambda: average_precision_by_relevance(E2, E2, L2[:, None] + L2)),
+        (
+            ValueError,
+            r"\(2, 1\), but must be \(2, 2\)",
+            lambda: average_precision_by_relevance(E2, E2, L2[:, None] > 0),
+        ),
+        (ValueError, r"\(2,\), but must be \(2, 2\)", lambda: average_precision_by_relevance(E2, E2, L2 > 0)),
+        (TypeError, "gallery_embeds", lambda: average_precision_by_relevance(E2, L2[:, None], YES)),
+        (ValueError, "query_embeds", lambda: average_precision_by_relevance(E2 * math.nan, E2, YES)),
+        (ValueError, "without gallery_ids", lambda: average_precision_by_relevance(E2, E2, YES, query_ids=L2)),
+        (ValueError, "chunk_size is 0", lambda: average_precision_by_relevance(E2, E2, YES, chunk_size=0)),
         (ValueError, "k is 0", lambda: average_precision(E2, E2, L2, L2, k=0)),
         (ValueError, "k is 1.5", lambda: precision_at_k(E2, E2, L2, L2, 1.5)),
         (ValueError, "chunk_size is 0", lambda: average_precision(E2, E2, L2, L2, chunk_size=0)),

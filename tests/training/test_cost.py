@@ -70,10 +70,11 @@ def test_work_runs_once_and_its_result_comes_back():
 
 
 def test_bills_add_up_and_the_higher_peak_stands():
-    bill = Cost(samples=1, steps=2, flops=3, seconds=0.5, peak_memory_bytes=100)
-    bill.add(Cost(samples=10, steps=20, flops=30, seconds=0.25, peak_memory_bytes=40))
-    expected = {"samples": 11, "steps": 22, "flops": 33, "seconds": 0.75, "peak_memory_bytes": 100}
-    assert bill.to_dict() == expected
+    bill = Cost(samples=1, steps=2, flops=3, seconds=0.5, waiting_seconds=0.125, peak_memory_bytes=100)
+    bill.add(Cost(samples=10, steps=20, flops=30, seconds=0.25, waiting_seconds=0.125, peak_memory_bytes=40))
+    assert bill.to_dict() == {
+        "samples": 11, "steps": 22, "flops": 33, "seconds": 0.75, "waiting_seconds": 0.25, "peak_memory_bytes": 100
+    }  # fmt: skip
     bill.add(Cost(peak_memory_bytes=300))
     assert bill.peak_memory_bytes == 300
 

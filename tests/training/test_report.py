@@ -12,7 +12,10 @@ from modeling_mclfir.training.report import plain, report_markdown, write_report
 
 
 def bill(**more) -> dict:
-    return {"samples": 12800, "steps": 100, "flops": 3.2e14, "seconds": 187.2, "peak_memory_bytes": 2**30} | more
+    return {
+        "samples": 12800, "steps": 100, "flops": 3.2e14, "seconds": 187.2, "waiting_seconds": 1.872,
+        "peak_memory_bytes": 2**30,
+    } | more  # fmt: skip
 
 
 def make_report() -> dict:
@@ -67,8 +70,8 @@ def test_markdown_holds_the_numbers():
         "| cut | sleeve_length | 65.43 | -2.00 | 25.00 | 24.00 | 53.91 | 1,234 | 5,678 | 4 |",
         "| surface | pattern\\|print | 65.43 | +0.00 |",
         "| forgetting | 1.00 |", "| backward transfer | -1.00 |", "| forward transfer | – |",
-        "| cut | 12,800 | 100 | 320.00 TFLOP | 3 min 07 s | 1,024 MiB |",
-        "| **all** | 12,800 | 200 | 1.60 PFLOP | 1 h 02 min | 1,024 MiB |",
+        "| cut | 12,800 | 100 | 320.00 TFLOP | 3 min 07 s | 1.00 | 1,024 MiB |",
+        "| **all** | 12,800 | 200 | 1.60 PFLOP | 1 h 02 min | 0.05 | 1,024 MiB |",
         "| added by cut | 50,000 | 2.50 |", "| **added per attribute** | 60,000 | 3.00 |",
         "1,100 train", "| truncated | 2 |", 'trunk: "some/trunk"', "mclfir: ",
         'no_positives="skip"', "holds 0–1", "14 here", "not finished", "still to come: details", "*query*",
@@ -108,7 +111,7 @@ def test_nulls_anywhere():
     report["attributes"][0] = dict.fromkeys(report["attributes"][0]) | {"increment": "cut", "attribute": "sleeve"}
     report["cost"] = dict.fromkeys(report["cost"])
     report["average"] = dict.fromkeys(report["average"], float("nan"))
-    assert "| **all** | – | – | – | – | – |" in report_markdown(report)
+    assert "| **all** | – | – | – | – | – | – |" in report_markdown(report)
 
 
 def test_pictures_are_shown_where_they_exist(tmp_path):
