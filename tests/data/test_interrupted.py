@@ -216,14 +216,15 @@ def test_killed_at_any_moment(many_photos, tmp_path, processes):
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-            assert not (tmp_path / "set").exists() or contents(tmp_path / "set") == contents(whole)
         _, message = process.communicate()
-        if process.returncode == 0:
+        if (tmp_path / "set").exists():
             break
-    assert kills >= 2 and process.returncode == 0, message
-    assert "went on behind" in message
-    assert contents(tmp_path / "set") == contents(whole)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert kills >= 2 and contents(tmp_path / "set") == contents(whole), message
+    # Killed after the last rename, it had come to its end and could not say so.
+    assert process.returncode in (0, -signal.SIGKILL)
+    if process.returncode == 0:
+        assert "went on behind" in message
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_full_disk(many_photos, tmp_path):
