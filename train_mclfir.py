@@ -35,8 +35,9 @@ def main(arguments: list[str] | None = None) -> dict:
     method = METHODS[args.method](args)
     trainer = IncrementTrainer(accelerator, args, output_dir / "last", run.identity)
     evaluator = Evaluator(
-        data.tables, data_args.evaluate_on, run.processor, run.cache, accelerator, args.eval_batch_size
-    )
+        data.tables, data_args.evaluate_on, run.processor, run.cache, accelerator, args.eval_batch_size,
+        data.triplets["evaluation"],
+    )  # fmt: skip
     sides = evaluator.prepare(model)
     if progress.initial_trunk is None:
         run.score_trunk(evaluator, sides, data.increments)

@@ -22,6 +22,8 @@ _HOMES = {
     "MclfirModelOutput": "modeling_mclfir",
     "MclfirRetrievalOutput": "modeling_mclfir",
     "MclfirImageProcessor": "processing_mclfir",
+    "ValueIndex": "value_index",
+    "ValuePrediction": "voting_mclfir",
 }
 __all__ = sorted(_HOMES)
 

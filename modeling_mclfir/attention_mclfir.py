@@ -30,16 +30,23 @@ class AttributeSpatialAttention(nn.Module):
 
 
 class AttributeChannelAttention(nn.Module):
-    """Which channels matter for an attribute: sigmoid(F2 relu(F1 [attended; prompt])), as in ASEN and MCL-FIR."""
+    """
+    Which channels matter for an attribute: sigmoid(F2 relu(F1 [attended; prompt])), as in ASEN and MCL-FIR.
 
-    def __init__(self, embed_dim: int, gate_dim: int):
+    Args:
+        embed_dim: D, size of what is gated.
+        gate_dim: hidden size.
+        prompt_dim: K, size of a prompt; default: D.
+    """
+
+    def __init__(self, embed_dim: int, gate_dim: int, prompt_dim: int | None = None):
         super().__init__()
-        self.reduce = nn.Linear(2 * embed_dim, gate_dim)
+        self.reduce = nn.Linear(embed_dim + (embed_dim if prompt_dim is None else prompt_dim), gate_dim)
         self.expand = nn.Linear(gate_dim, embed_dim)
 
     def forward(self, attended: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-        """attended (N, A, D) and prompts (A, D) → gates (N, A, D) in 0..1."""
-        pairs = torch.cat([attended, prompts.expand(len(attended), -1, -1)], dim=-1)  # (N, A, 2D)
+        """attended (N, A, D) and prompts (A, K) → gates (N, A, D) in 0..1."""
+        pairs = torch.cat([attended, prompts.expand(len(attended), -1, -1)], dim=-1)  # (N, A, D + K)
         return torch.sigmoid(self.expand(torch.relu(self.reduce(pairs))))
 
 
@@ -83,15 +90,45 @@ class LowRankProjections(nn.Module):
         return torch.einsum("adr,nar->nad", self.up, thin)
 
 
-class AttributeHeads(nn.Module):
+class IncrementHeads(nn.Module):
     """
-    The heads of one increment: feature maps and pooled features → one unit-length embedding an attribute.
+    The heads of one increment, of whatever kind: feature maps and pooled features → one unit-length embedding an
+    attribute. A kind adds `forward(feature_maps, pooled)`: maps (N, C_l, H_l, W_l), finest first, and pooled (N, C) →
+    embeds (N, A, D) in float32 and attention (N, A, H, W), which sums to 1, or None.
+
+    No kind keeps batch statistics: an embedding must not depend on the images that share its batch.
 
     Args:
         config: an `MclfirConfig`.
         num_attributes: A, the attributes (spaces) of this increment.
-        map_channels: channels of each fused map, finest first.
+        map_channels: channels of each map, finest first.
         pooled_dim: C, size of the trunk's pooled features.
+    """
+
+    @staticmethod
+    def reads_pooled(config) -> bool:
+        """Whether the pooled features are read: if not, nothing above the last map can learn."""
+        return False
+
+    @staticmethod
+    def num_maps(config) -> int:
+        """How many maps of different levels are needed at least."""
+        return 1
+
+    def reset(self) -> None:
+        """Draw what the modules' own constructors leave at zero; called once, when an increment is added."""
+
+    def classify(self, feature_maps: list[torch.Tensor], pooled: torch.Tensor) -> torch.Tensor | None:
+        """Logits (N, A) of which attribute an image was drawn for; None where there is no such branch."""
+        return None
+
+
+class AttributeHeads(IncrementHeads):
+    """
+    Our own heads: text-guided spatial and channel attention over fused maps, plus a projection of the pooled features.
+
+    Reads of the configuration: `embed_dim`, `head_rank`, `gate_dim`, `use_spatial_attention`, `use_channel_attention`,
+    `prompt_type`, `prompt_dim`.
     """
 
     def __init__(self, config, num_attributes: int, map_channels: list[int], pooled_dim: int):
@@ -118,8 +155,13 @@ class AttributeHeads(nn.Module):
             self.pooled_norm = nn.LayerNorm(pooled_dim, elementwise_affine=False)
             self.projections = LowRankProjections(num_attributes, pooled_dim, config.head_rank, dim)
 
+    @staticmethod
+    def reads_pooled(config) -> bool:
+        """As in `IncrementHeads`."""
+        return config.head_rank > 0
+
     def reset(self) -> None:
-        """Draw what the modules' own constructors leave at zero; called once, when an increment is added."""
+        """Draw the prompts and the projections of the pooled features."""
         if not self.use_text and self.prompts is not None:
             nn.init.normal_(self.prompts, std=0.5)
         if self.projections is not None:

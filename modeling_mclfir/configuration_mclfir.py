@@ -8,6 +8,30 @@ from transformers import AutoConfig, PreTrainedConfig
 ADAPTER_POLICIES = ("per_increment", "shared", "frozen")
 BASE_TRAINING = ("none", "first_increment")
 PROMPT_TYPES = ("learned", "text")
+MASK_TYPES = ("blocks", "random", "fixed")
+# The parts of a head that can be switched or chosen, with their defaults, and which heads have them.
+_PARTS = {
+    "use_spatial_attention": True,
+    "use_channel_attention": True,
+    "use_low_level_branch": True,
+    "use_self_gate": True,
+    "use_spatial_gate": True,
+    "use_masks": True,
+    "mask_type": "blocks",
+    "use_attribute_classification": False,
+}
+_BOTH_ATTENTIONS = ("use_spatial_attention", "use_channel_attention")
+HEAD_TYPES = {
+    "mclfir": _BOTH_ATTENTIONS,
+    "linear": (),
+    "csn": ("use_masks", "mask_type"),
+    "asen": _BOTH_ATTENTIONS,
+    "asen_v2": _BOTH_ATTENTIONS,
+    "ag_man": tuple(_PARTS),
+    "mclfir_published": _BOTH_ATTENTIONS,
+}
+# These read no embedding of an attribute, so a text cannot guide them.
+_WITHOUT_PROMPTS = ("linear", "csn")
 SHARED_ADAPTER = "shared"
 _INCREMENT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -27,18 +51,37 @@ class MclfirConfig(PreTrainedConfig):
         base_training (`str`): `"none"`, or `"first_increment"`: the whole trunk learns in the first increment and is
             frozen afterwards (for a trunk without pretrained weights).
         lora_rank, lora_alpha, lora_dropout: of every adapter (LoRA, arXiv:2106.09685).
-        embed_dim (`int`): size D of an attribute's embedding.
-        head_rank (`int`): rank of each attribute's own projection of the pooled features; 0 leaves it out.
+        head_type (`str`): `"mclfir"` (ours), or a baseline: `"linear"`, `"csn"`, `"asen"`, `"asen_v2"`, `"ag_man"`,
+            `"mclfir_published"`. Sizes that a head does not have are not read; switches that it does not have are
+            refused away from their defaults. The docstring of each head names all that it reads.
+        embed_dim (`int`): size D of an image's embedding for an attribute.
+        head_rank (`int`): rank of each attribute's own projection of the pooled features; 0 leaves it out
+            (`mclfir` only).
         gate_dim (`int`): hidden size of the channel gate.
-        use_spatial_attention, use_channel_attention (`bool`): switch the parts of the head, for ablations.
-        prompt_type (`str`): `"learned"`: the attribute's prompt is a parameter; `"text"`: a stored text embedding.
+        attribute_dim (`int`, *optional*): size of a learned attribute embedding and, in `asen` and `asen_v2`, of the
+            map that it is compared with; default: `embed_dim`. Not read by `mclfir`, `linear` and `csn`.
+        use_spatial_attention, use_channel_attention (`bool`): switch these parts, for ablations, in every head but
+            `linear` and `csn`. Without the first, every place counts alike.
+        use_low_level_branch (`bool`): `ag_man` adds the lowest map of `out_indices` to the highest.
+        use_self_gate (`bool`): `ag_man` gates the attribute's embedding with itself.
+        use_spatial_gate (`bool`): `ag_man` has a 7x7 spatial gate after its attention.
+        use_masks (`bool`): `csn` and `ag_man` have a mask an attribute. `csn` without masks is a plain triplet
+            network: one embedding for all attributes.
+        mask_type (`str`): of those masks: `"blocks"` (learned from 1 in the attribute's own block and 0.1 elsewhere),
+            `"random"` (learned from normal numbers of mean 0.9 and spread 0.7) or `"fixed"` (1 in the own block, else
+            0).
+        use_attribute_classification (`bool`): `ag_man` also predicts, in training, which attribute an image was
+            drawn for (`attribute_logits`). Only with a loss that reads them: otherwise the branch never learns.
+        prompt_type (`str`): `"learned"`: the attribute's prompt is a parameter; `"text"`: a stored text embedding
+            (not for `linear` and `csn`, which have no prompts).
         prompt_dim (`int`, *optional*): size of a stored text embedding; needed where `prompt_type="text"`.
         increments (`list[dict]`): what `add_increment` recorded, in order: `{"name", "attributes", "new_values"}`.
         trunk_channels (`list[int]`, *optional*): channels of each unit's output, filled in when the trunk is first
             seen, so that the heads can be rebuilt without running it.
 
     Raises:
-        ValueError: a setting outside its choices, a malformed increment.
+        ValueError: a setting outside its choices, a part switched that the head does not have (an ablation would
+            change nothing), a malformed increment.
     """
 
     model_type = "mclfir"
@@ -56,11 +99,19 @@ class MclfirConfig(PreTrainedConfig):
         lora_rank: int = 8,
         lora_alpha: float = 16.0,
         lora_dropout: float = 0.0,
+        head_type: str = "mclfir",
         embed_dim: int = 128,
         head_rank: int = 16,
         gate_dim: int = 32,
+        attribute_dim: int | None = None,
         use_spatial_attention: bool = True,
         use_channel_attention: bool = True,
+        use_low_level_branch: bool = True,
+        use_self_gate: bool = True,
+        use_spatial_gate: bool = True,
+        use_masks: bool = True,
+        mask_type: str = "blocks",
+        use_attribute_classification: bool = False,
         prompt_type: str = "learned",
         prompt_dim: int | None = None,
         increments: list[dict] | None = None,
@@ -77,27 +128,50 @@ class MclfirConfig(PreTrainedConfig):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
+        self.head_type = _one_of("head_type", head_type, tuple(HEAD_TYPES))
         self.embed_dim = embed_dim
         self.head_rank = head_rank
         self.gate_dim = gate_dim
+        self.attribute_dim = embed_dim if attribute_dim is None else attribute_dim
         self.use_spatial_attention = use_spatial_attention
         self.use_channel_attention = use_channel_attention
+        self.use_low_level_branch = use_low_level_branch
+        self.use_self_gate = use_self_gate
+        self.use_spatial_gate = use_spatial_gate
+        self.use_masks = use_masks
+        self.mask_type = _one_of("mask_type", mask_type, MASK_TYPES)
+        self.use_attribute_classification = use_attribute_classification
         self.prompt_type = _one_of("prompt_type", prompt_type, PROMPT_TYPES)
         self.prompt_dim = prompt_dim
         self.increments = []
         self.trunk_channels = trunk_channels
-        for name, value in (("embed_dim", embed_dim), ("lora_rank", lora_rank), ("gate_dim", gate_dim)):
+        for name in ("embed_dim", "lora_rank", "gate_dim", "attribute_dim"):
+            value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-        if not (use_spatial_attention or use_channel_attention or head_rank > 0):
-            raise ValueError(
-                "A head needs use_spatial_attention, use_channel_attention or head_rank > 0, or it sees nothing."
-            )
-        if prompt_type == "text" and not prompt_dim:
-            raise ValueError("prompt_type='text' needs prompt_dim, the size of the text encoder's embeddings.")
+        self._check_head()
         for increment in increments or []:
             self.append_increment(**increment)
         super().__init__(**kwargs)
+
+    def _check_head(self) -> None:
+        for name, default in _PARTS.items():
+            value = getattr(self, name)
+            if value != default and name not in HEAD_TYPES[self.head_type]:
+                having = [head for head, parts in HEAD_TYPES.items() if name in parts]
+                raise ValueError(
+                    f"head_type {self.head_type!r} has no part that {name}={value!r} would change; heads that have "
+                    f"it: {having}. Leave it at {default!r}."
+                )
+        attends = self.use_spatial_attention or self.use_channel_attention
+        if self.head_type == "mclfir" and not (attends or self.head_rank > 0):
+            raise ValueError(
+                "A head needs use_spatial_attention, use_channel_attention or head_rank > 0, or it sees nothing."
+            )
+        if self.prompt_type == "text" and self.head_type in _WITHOUT_PROMPTS:
+            raise ValueError(f"head_type {self.head_type!r} reads no prompts; leave prompt_type at 'learned'.")
+        if self.prompt_type == "text" and not self.prompt_dim:
+            raise ValueError("prompt_type='text' needs prompt_dim, the size of the text encoder's embeddings.")
 
     def append_increment(self, name: str, attributes: list[str], new_values: bool = False) -> None:
         """Record an increment. Raises ValueError for a bad or known name, or an attribute that is already known."""

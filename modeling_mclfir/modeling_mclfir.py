@@ -11,9 +11,22 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .adapters_mclfir import adapter_layers, adapter_parameters, add_adapter, lora_config, use_adapter
-from .attention_mclfir import AttributeHeads
+from .ag_man_mclfir import AgManHeads
+from .attention_mclfir import AttributeHeads, IncrementHeads
+from .baseline_heads_mclfir import AsenHeads, AsenV2Heads, CsnHeads, LinearHeads, MclfirPublishedHeads
 from .configuration_mclfir import MclfirConfig
 from .trunk_mclfir import TrunkUnits, fold_tokens, load_trunk, unit_channels
+from .voting_mclfir import ValuePrediction, vote
+
+HEADS = {
+    "mclfir": AttributeHeads,
+    "linear": LinearHeads,
+    "csn": CsnHeads,
+    "asen": AsenHeads,
+    "asen_v2": AsenV2Heads,
+    "ag_man": AgManHeads,
+    "mclfir_published": MclfirPublishedHeads,
+}
 
 
 @dataclass
@@ -41,11 +54,18 @@ class MclfirRetrievalOutput(ModelOutput):
         embeds (`(N, D)` or `(N, A, D)`): unit-length, one an image and attribute asked for.
         attentions (`(N, H, W)` or `(N, A, H, W)`, with `output_attentions=True`): where each attribute looked.
         shared_features: output of the shared part of the trunk; may be handed in again.
+        attribute_logits (`(N, A)`, in training, where every head asked has a classification branch): for each
+            attribute whether the image was drawn for it. A tensor of `attribute_ids` gives the logits of all
+            attributes of the one increment that owns them, None where several do.
+        pooled (`(N, C)`, where all that is asked for belongs to one increment): the trunk's last output, averaged over
+            places, as that increment's adapter makes it.
     """
 
     embeds: torch.Tensor | None = None
     attentions: torch.Tensor | None = None
     shared_features: torch.Tensor | None = None
+    attribute_logits: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
 
 
 class MclfirPreTrainedModel(PreTrainedModel):
@@ -56,9 +76,22 @@ class MclfirPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     _auto_class = "AutoModel"
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        As always, with every tensor at an aligned address: weights are mapped from the file wherever they lie there,
+        and some matrix kernels round differently off the alignment. So a loaded model answers bit for bit as saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
+        return loaded
+
     def _init_weights(self, module: nn.Module) -> None:
         # Called by from_pretrained for weights a checkpoint lacks. Trunk, adapters and heads draw their own.
-        if isinstance(module, AttributeHeads):
+        if isinstance(module, IncrementHeads):
             module.reset()
 
 
@@ -99,8 +132,14 @@ class MclfirModel(MclfirPreTrainedModel):
                 f"out_indices {lost} lie below the shared part's last unit ({self.first_adapted - 1}), whose output "
                 "alone is kept between the parts; use that unit or later ones, or adapt more blocks."
             )
-        # Units above the last map feed the pooled features alone: without a projection of those nobody learns there.
-        self.last_learned = num_units - 1 if config.head_rank > 0 else self.out_units[-1]
+        heads = HEADS[config.head_type]
+        if len(self.out_units) < heads.num_maps(config):
+            raise ValueError(
+                f"head_type {config.head_type!r} needs maps of {heads.num_maps(config)} levels; out_indices "
+                f"{config.out_indices} name {len(self.out_units)}. Name more, or switch use_low_level_branch off."
+            )
+        # Units above the last map feed the pooled features alone: where no head reads those nobody learns there.
+        self.last_learned = num_units - 1 if heads.reads_pooled(config) else self.out_units[-1]
         adaptable = self.units.adaptable_modules(self.first_adapted, self.last_learned + 1)
         if config.adapter_policy != "frozen" and not adaptable:
             raise ValueError(
@@ -224,10 +263,10 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         model.mclfir.trunk.load_state_dict(vision.state_dict())
         return model.eval()
 
-    def _build_heads(self, num_attributes: int) -> AttributeHeads:
+    def _build_heads(self, num_attributes: int) -> IncrementHeads:
         channels = self.config.trunk_channels
         map_channels = [channels[index] for index in self.mclfir.out_units]
-        return AttributeHeads(self.config, num_attributes, map_channels, channels[-1])
+        return HEADS[self.config.head_type](self.config, num_attributes, map_channels, channels[-1])
 
     def add_increment(
         self,
@@ -321,6 +360,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         increment_id: int | None = None,
         shared_features: torch.Tensor | None = None,
         output_attentions: bool = False,
+        output_attribute_logits: bool | None = None,
     ) -> MclfirRetrievalOutput:
         """
         Args:
@@ -330,6 +370,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
             increment_id: restrict "all" to one increment.
             shared_features: what an earlier call returned for the same images, instead of `pixel_values`.
             output_attentions: also return the attention maps.
+            output_attribute_logits: also return what the heads' classification branch gives; default: in training.
 
         Raises:
             ValueError: unknown ids, wrong shapes, no increment yet.
@@ -337,26 +378,30 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         if not self.heads:
             raise ValueError("This model has no increment yet; call add_increment(name, attributes) first.")
         shared_features = self.mclfir._shared(pixel_values, shared_features)
+        classify = self.training if output_attribute_logits is None else output_attribute_logits
         if isinstance(attribute_ids, torch.Tensor):
-            return self._forward_one_each(shared_features, attribute_ids, output_attentions)
+            return self._forward_one_each(shared_features, attribute_ids, output_attentions, classify)
         wanted = self._wanted(attribute_ids, increment_id)
         found: dict[int, tuple] = {}
-        for owner in dict.fromkeys(self.config.increment_of(index) for index in wanted):
-            embeds, attention = self._run_increment(shared_features, owner)
+        owners = list(dict.fromkeys(self.config.increment_of(index) for index in wanted))
+        for owner in owners:
+            *parts, pooled = self._run_increment(shared_features, owner, classify)
             for position, index in enumerate(self.config.attribute_range(owner)):
-                found[index] = (embeds[:, position], None if attention is None else attention[:, position])
-        attentions = None
-        if output_attentions and all(found[index][1] is not None for index in wanted):
-            attentions = torch.stack([found[index][1] for index in wanted], dim=1)
+                found[index] = tuple(None if part is None else part[:, position] for part in parts)
+        embeds, attentions, logits = zip(*(found[index] for index in wanted), strict=True)
         return MclfirRetrievalOutput(
-            embeds=torch.stack([found[index][0] for index in wanted], dim=1),
-            attentions=attentions,
+            embeds=torch.stack(embeds, dim=1),
+            attentions=_stacked(attentions) if output_attentions else None,
             shared_features=shared_features,
+            attribute_logits=_stacked(logits),
+            pooled=pooled if len(owners) == 1 else None,
         )
 
-    def _run_increment(self, shared_features: torch.Tensor, increment_id: int) -> tuple:
+    def _run_increment(self, shared_features: torch.Tensor, increment_id: int, classify: bool) -> tuple:
+        """Embeds (N, A, D), attention (N, A, H, W) or None, logits (N, A) or None, pooled (N, C) of one increment."""
         features = self.mclfir.increment_forward(shared_features, increment_id)
-        return self.heads[increment_id](features.feature_maps, features.pooled)
+        heads, inputs = self.heads[increment_id], (features.feature_maps, features.pooled)
+        return *heads(*inputs), heads.classify(*inputs) if classify else None, features.pooled
 
     def _wanted(self, attribute_ids: list[int] | None, increment_id: int | None) -> list[int]:
         known = len(self.config.attributes)
@@ -372,7 +417,9 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
             raise ValueError(f"attribute_ids must lie in 0..{known - 1} ({self.config.attributes}); got {wanted}.")
         return wanted
 
-    def _forward_one_each(self, shared: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool):
+    def _forward_one_each(
+        self, shared: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool, classify: bool
+    ) -> MclfirRetrievalOutput:
         if attribute_ids.shape != shared.shape[:1]:
             raise ValueError(
                 f"A tensor of attribute_ids holds one id an image, shape ({shared.shape[0]},); got "
@@ -383,7 +430,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         owners = [self.config.increment_of(index) for index in ids]
         for owner in dict.fromkeys(owners):
             rows = [row for row, other in enumerate(owners) if other == owner]
-            some, attention = self._run_increment(shared[rows], owner)
+            some, attention, logits, _ = self._run_increment(shared[rows], owner, classify)
             start = self.config.attribute_range(owner).start
             for place, row in enumerate(rows):
                 embeds[row] = some[place, ids[row] - start]
@@ -393,7 +440,57 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
             embeds=torch.stack(embeds),
             attentions=torch.stack(attentions) if complete else None,
             shared_features=shared,
+            attribute_logits=logits if len(set(owners)) == 1 else None,
         )
+
+    @torch.no_grad()
+    def predict_values(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        index=None,
+        k: int = 20,
+        temperature: float = 0.1,
+        attribute_ids: list[int] | None = None,
+        shared_features: torch.Tensor | None = None,
+    ) -> list[dict[str, ValuePrediction]]:
+        """
+        Tag images: of each attribute the value that the nearest gallery items have, and its share of their vote.
+
+        Args:
+            pixel_values: images (N, 3, H, W), from the checkpoint's image processor.
+            index: a `ValueIndex`, or any object with three mappings by attribute name: `embeds`, (G, D) of unit length
+                from this model; `labels`, (G,) integers, below 0 for none; `values`, the names that they stand for.
+            k: items that vote on an attribute; fewer where fewer are labelled.
+            temperature: an item's vote weighs exp(cosine / temperature).
+            attribute_ids: only these; default: all.
+            shared_features: instead of `pixel_values`, see `forward`.
+
+        Returns:
+            for each image, attribute name → (value, confidence); the value is None where no item is labelled.
+
+        Raises:
+            ValueError: no index; embeddings of another size; an attribute that has several spaces, of which an index
+                holds one: name it in `attribute_ids`.
+        """
+        if index is None:
+            raise ValueError("predict_values needs an index of labelled gallery items, such as ValueIndex.from_table.")
+        wanted = self._wanted(attribute_ids, None)
+        names = [self.config.attributes[place] for place in wanted]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"Attributes {twice} have several spaces each; name one of them in attribute_ids.")
+        embeds = self(pixel_values, attribute_ids=wanted, shared_features=shared_features).embeds
+        found: list[dict[str, ValuePrediction]] = [{} for _ in embeds]
+        for position, name in enumerate(names):
+            values = index.values[name] if name in index.values else ()
+            if not len(values):
+                shares = embeds.new_zeros(len(embeds), 1)
+            else:
+                gallery = index.embeds[name], index.labels[name]
+                shares = vote(embeds[:, position], *gallery, len(values), k, temperature)
+            for row, (share, value) in enumerate(zip(*(part.tolist() for part in shares.max(dim=1)), strict=True)):
+                found[row][name] = ValuePrediction(values[value] if share > 0 else None, min(share, 1.0))
+        return found
 
     def num_added_parameters(self) -> dict[str, int]:
         """Parameters that each increment brought: its heads and, where it owns one, its adapter."""
@@ -414,3 +511,8 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         if not self.mclfir.trunk_trains:
             frozen += list(self.buffers())
         return copy.deepcopy(self, memo={id(tensor): tensor for tensor in frozen})
+
+
+def _stacked(parts: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    """One tensor of an attribute's parts each, side by side; None where one is missing."""
+    return None if any(part is None for part in parts) else torch.stack(parts, dim=1)

@@ -17,8 +17,11 @@ FLOORS = {
     "": 3,
     "configuration_mclfir": 0,
     "attention_mclfir": 1,
+    "baseline_heads_mclfir": 1,
+    "ag_man_mclfir": 1,
     "adapters_mclfir": 1,
     "trunk_mclfir": 1,
+    "voting_mclfir": 1,
     "processing_mclfir": 1,
     "losses": 1,
     "metrics": 1,
@@ -29,13 +32,24 @@ FLOORS = {
     "continual": 4,
     "training": 5,
     "evaluation": 5,
+    "value_index": 5,
     "cli": 6,
     "demo": 6,
 }
 GLUE = ("auto_registration", "")
 LEAVES = ("losses", "metrics", "index", "data")
-# The evaluator and the training loop are one floor and one subject: they may know each other.
-SAME_HOUSE = {"training": "training", "evaluation": "training", "cli": "cli", "demo": "cli"}
+# The evaluator and the training loop are one floor and one subject: they may know each other. So may the heads. The
+# index of values reads tables and writes folders as training does.
+SAME_HOUSE = {
+    "training": "training",
+    "evaluation": "training",
+    "value_index": "training",
+    "cli": "cli",
+    "demo": "cli",
+    "attention_mclfir": "heads",
+    "baseline_heads_mclfir": "heads",
+    "ag_man_mclfir": "heads",
+}
 # `evaluate` copies this file away before it imports it: it cannot use relative imports.
 ABSOLUTE_ALLOWED = ("metrics/mclfir_retrieval/mclfir_retrieval.py",)
 

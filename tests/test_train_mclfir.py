@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import INCREMENTS, SIZES, arguments, assert_equal_weights, weights, write_increments
+from tiny_runs import (
+    INCREMENTS,
+    LEARNED_SCALES,
+    SIZES,
+    arguments,
+    assert_equal_weights,
+    weights,
+    write_increments,
+)
 from transformers import AutoImageProcessor, AutoModel
 
 import modeling_mclfir  # noqa: F401  registers the Auto classes
@@ -252,14 +260,16 @@ def test_two_processes_give_the_run_of_one(run, tmp_path, tiny_data):
         "ema_distillation": {"method": "ema_distillation", "gradient_accumulation_steps": 2},
         "streaming": {"streaming": True, "shuffle_buffer": 16, "save_steps": 3},
         "batch_norm": {"base_training": "first_increment", "epochs": 1},
+        "learned_scales": {"method": "ema_distillation", "distill_on": "pooled", "epochs": 1, **LEARNED_SCALES},
     }
     commands = [arguments(tiny_data, tmp_path / "two" / kind, **settings) for kind, settings in kinds.items()]
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     done = launch(script, json.dumps([commands, str(tmp_path / "two" / "streaming")]))
-    for kind in ("fine_tuning", "ema_distillation"):
+    for kind in ("fine_tuning", "ema_distillation", "learned_scales"):
         one = run(name=kind, **kinds[kind])
         two = json.loads((tmp_path / "two" / kind / "report.json").read_text())
+        assert ("temperature" in one["loss"][-1]) == (kind == "learned_scales")
         assert [row["loss"] for row in two["loss"]] == pytest.approx([row["loss"] for row in one["loss"]], abs=1e-5)
         assert two["scores"][2] == pytest.approx(one["scores"][2], abs=1e-5)
         assert two["cost"]["samples"] == one["cost"]["samples"] and two["cost"]["steps"] == one["cost"]["steps"]

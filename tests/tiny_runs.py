@@ -50,6 +50,15 @@ SETTINGS = {
     "learning_rate": 0.01,
 }
 
+# Heads that classify attributes; the temperature and the weights of the three losses are learned.
+LEARNED_SCALES = {
+    "head_type": "ag_man",
+    "use_attribute_classification": True,
+    "classification_weight": 0.5,
+    "learn_temperature": True,
+    "learn_loss_weights": True,
+}
+
 
 def write_tiny_data(folder: Path, increments=INCREMENTS) -> Path:
     """A prepared data set of `SIZES` drawn images."""

@@ -7,13 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
-from ..data.images import BadImage, BadRows, decode_image
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+from .folder_images import folder_batches
 
 
 def main(arguments: list[str]) -> None:
@@ -39,25 +36,12 @@ def main(arguments: list[str]) -> None:
     attribute_ids = model.attribute_ids(args.attributes) if args.attributes else None
     known = model.config.attributes
     names = known if attribute_ids is None else [known[index] for index in attribute_ids]
-    files = sorted(path for path in args.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"{args.images} holds no image ({', '.join(sorted(_SUFFIXES))}).")
 
-    bad_rows, tables = BadRows(), []
-    for start in tqdm(range(0, len(files), args.batch_size), desc="embedding", unit="batch"):
-        images, kept = [], []
-        for path in files[start : start + args.batch_size]:
-            try:
-                images.append(decode_image(path))
-                kept.append(str(path.relative_to(args.images)))
-            except BadImage as error:
-                bad_rows.add(error.cause, str(path))
-        if images:
-            pixels = processor(images, return_tensors="pt")["pixel_values"].to(device)
-            with torch.no_grad():
-                embeds = model(pixels, attribute_ids=attribute_ids).embeds.cpu()  # (n, A, D)
-            tables.append(_table(kept, names, embeds))
-    bad_rows.check(len(files), args.max_bad_fraction)
+    tables = []
+    for kept, pixels in folder_batches(args.images, processor, args.batch_size, args.max_bad_fraction, "embedding"):
+        with torch.no_grad():
+            embeds = model(pixels.to(device), attribute_ids=attribute_ids).embeds.cpu()  # (n, A, D)
+        tables.append(_table(kept, names, embeds))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_name(args.output.name + ".partial")
     pq.write_table(pa.concat_tables(tables), partial)

@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": ("modeling_mclfir.cli.train", "learn increments of attributes (the same as train_mclfir.py)"),
     "embed": ("modeling_mclfir.cli.embed", "embed images with a checkpoint, one vector an attribute, into Parquet"),
+    "tag": ("modeling_mclfir.cli.tag", "the value of each attribute of photos, by the vote of a labelled gallery"),
     "prepare": ("modeling_mclfir.cli.prepare", "a data set from its raw form to Parquet shards (data_scripts)"),
 }
 

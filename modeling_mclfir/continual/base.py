@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a continual method is to the training loop."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
 
-from ..losses import InfoNCE, PrototypeInfoNCE, gather_rows, world_size
+from ..losses import (
+    AttributeClassification,
+    InfoNCE,
+    PrototypeInfoNCE,
+    TripletLoss,
+    UncertaintyWeights,
+    gather_rows,
+    world_size,
+)
+
+LOSSES = ("infonce", "triplet")
 
 
 class ContinualMethod(ABC):
@@ -16,30 +27,83 @@ class ContinualMethod(ABC):
 
     Args:
         settings: an object with the method's settings as attributes (the training arguments).
+
+    Raises:
+        ValueError: settings that no loss takes, or that do not go together.
     """
 
     needs_teacher_view = False
 
     def __init__(self, settings):
         self.settings = settings
-        self.loss = InfoNCE(temperature=settings.temperature, same_value=settings.same_value)
+        self._check_settings()
+        self.loss = self._build_loss()
+        self.classification = AttributeClassification()
         self.prototypes: PrototypeInfoNCE | None = None
+        self.loss_weights: UncertaintyWeights | None = None
+
+    def _check_settings(self) -> None:
+        settings = self.settings
+        if settings.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {LOSSES}; got {settings.loss!r}.")
+        if settings.learn_temperature and settings.loss != "infonce":
+            raise ValueError(
+                f"learn_temperature needs loss 'infonce'; got {settings.loss!r}, which has no temperature."
+            )
+        for name in ("prototype_weight", "classification_weight"):
+            if not 0 <= getattr(settings, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0; got {getattr(settings, name)}.")
+        if settings.learn_loss_weights and settings.prototype_weight == settings.classification_weight == 0:
+            raise ValueError(
+                "learn_loss_weights weighs several losses against each other, but there is one only; got "
+                "prototype_weight 0 and classification_weight 0."
+            )
+
+    def _build_loss(self) -> InfoNCE | TripletLoss:
+        settings = self.settings
+        if settings.loss == "triplet":
+            return TripletLoss(settings.margin, settings.mining)
+        return InfoNCE(settings.temperature, settings.same_value, settings.learn_temperature, num_copies=world_size())
 
     def begin_increment(self, model: nn.Module, increment_id: int, num_values: list[int] | None = None) -> None:
         """
-        `model` has just got its new heads and adapter and is set to train them.
+        `model` has just got its new heads and adapter and is set to train them. What the method itself learns begins
+        anew, so that an increment does not depend on whether the run was stopped before it.
 
         Args:
             num_values: values of each attribute of the increment; needed where `prototype_weight` is above 0.
         """
-        self.prototypes = None
-        if num_values is not None and self.settings.prototype_weight > 0:
-            prototypes = PrototypeInfoNCE(num_values, model.config.embed_dim, self.settings.temperature)
+        settings = self.settings
+        self.loss = self._build_loss().to(model.device)
+        self.prototypes = self.loss_weights = None
+        start = {self.doublets_part: 1.0}
+        if num_values is not None and settings.prototype_weight > 0:
+            prototypes = PrototypeInfoNCE(num_values, model.config.embed_dim, settings.temperature)
             self.prototypes = prototypes.to(model.device)
+            start["prototypes"] = settings.prototype_weight
+        if settings.classification_weight > 0:
+            start["classification"] = settings.classification_weight
+        if settings.learn_loss_weights:
+            self.loss_weights = UncertaintyWeights(start, num_copies=world_size()).to(model.device)
+
+    @property
+    def doublets_part(self) -> str:
+        """The name under which the loss of the doublets is told."""
+        return "triplet" if self.settings.loss == "triplet" else "contrastive"
+
+    def _learned(self) -> dict[str, nn.Parameter]:
+        learned = {}
+        if self.prototypes is not None:
+            learned["prototypes"] = self.prototypes.prototypes
+        if isinstance(self.loss, InfoNCE) and self.loss.logit_scale is not None:
+            learned["logit_scale"] = self.loss.logit_scale
+        if self.loss_weights is not None:
+            learned["log_variances"] = self.loss_weights.log_variances
+        return learned
 
     def parameters(self) -> list[nn.Parameter]:
         """What the method itself learns beside the model."""
-        return [] if self.prototypes is None else list(self.prototypes.parameters())
+        return list(self._learned().values())
 
     @abstractmethod
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
@@ -48,38 +112,86 @@ class ContinualMethod(ABC):
 
         Args:
             model: the student, perhaps wrapped for distributed training.
-            batch: `inputs` (keyword arguments of the model), `labels` (n, A), `image_ids` (n,) and, where
-                `needs_teacher_view`, `teacher_inputs`.
+            batch: `inputs` (keyword arguments of the model), `labels` (n, A), `image_ids` (n,); where there are
+                triplets `sets` (n, A), see `InfoNCE`; where `needs_teacher_view`, `teacher_inputs`.
         """
 
-    def after_step(self, model: nn.Module) -> None:  # noqa: B027  most methods have nothing to do here
-        """The optimiser has just moved the student (the bare model, not its wrapper)."""
+    def after_step(self, model: nn.Module) -> None:
+        """The optimiser has just moved the student (the bare model, not its wrapper) and what the method learns."""
+        for part in (self.loss, self.loss_weights):
+            if isinstance(part, InfoNCE | UncertaintyWeights):
+                part.limit()
 
-    def end_increment(self, model: nn.Module) -> None:  # noqa: B027  nor here
+    def end_increment(self, model: nn.Module) -> None:  # noqa: B027  most methods have nothing to do here
         """The increment is learned; drop or keep what the next ones need."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that a run stopped here needs to go on exactly: flat names → tensors."""
-        return {} if self.prototypes is None else {"prototypes": self.prototypes.prototypes.detach()}
+        return {name: value.detach() for name, value in self._learned().items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave; called after `begin_increment`."""
-        if self.prototypes is not None:
-            with torch.no_grad():
-                self.prototypes.prototypes.copy_(state["prototypes"])
+        with torch.no_grad():
+            for name, value in self._learned().items():
+                value.copy_(state[name])
 
-    def doublet_loss(self, embeds: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
+    def doublet_loss(
+        self, embeds: torch.Tensor, batch: dict, attribute_logits: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """
-        The contrastive loss of this process's embeds (n, A, D) against those of all processes, the same on each:
-        `{"loss": …, "contrastive": …}` and, where `prototype_weight` is above 0, `"prototypes"`.
+        The loss of this process's doublets against those of all processes, the same on each.
+
+        Args:
+            embeds: (n, A, D).
+            batch: see `compute_loss`.
+            attribute_logits: (n, A), where the model's heads tell which attributes an image is labelled for.
+
+        Returns:
+            `"loss"` and its parts: `"contrastive"` or `"triplet"`; where their weights are above 0, `"prototypes"` and
+            `"classification"`; where they are learned, `"temperature"` and the weight of each part, `"PART_weight"`.
+
+        Raises:
+            ValueError: `classification_weight` is above 0 and there are no `attribute_logits`.
         """
         embeds, labels = gather_rows(embeds), gather_rows(batch["labels"])
-        contrastive = self.loss(embeds, labels, gather_rows(batch["image_ids"]))
-        if self.prototypes is None:
-            return {"loss": contrastive, "contrastive": contrastive.detach()}
-        prototypes = self.prototypes(embeds, labels, num_copies=world_size())
-        loss = contrastive + self.settings.prototype_weight * prototypes
-        return {"loss": loss, "contrastive": contrastive.detach(), "prototypes": prototypes.detach()}
+        sets = gather_rows(batch["sets"]) if "sets" in batch else None
+        parts = {self.doublets_part: self.loss(embeds, labels, gather_rows(batch["image_ids"]), sets)}
+        if self.prototypes is not None:
+            # A triplet's labels are no values.
+            values = labels if sets is None else labels.masked_fill(sets >= 0, -1)
+            parts["prototypes"] = self.prototypes(embeds, values, num_copies=world_size())
+        if self.settings.classification_weight > 0:
+            if attribute_logits is None:
+                raise ValueError(
+                    f"classification_weight is {self.settings.classification_weight}, but this model's heads give no "
+                    "attribute_logits; take heads that classify attributes, or a weight of 0."
+                )
+            parts["classification"] = self.classification(gather_rows(attribute_logits), labels)
+        loss = self._weigh(parts)
+        if attribute_logits is not None and "classification" not in parts:
+            loss = loss + 0.0 * attribute_logits.sum()  # distributed training wants a gradient for each parameter
+        return {"loss": loss} | {name: part.detach() for name, part in (parts | self._told()).items()}
+
+    def _weigh(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.loss_weights is not None:
+            return self.loss_weights(parts)
+        loss = parts[self.doublets_part]
+        for name, weight in (
+            ("prototypes", self.settings.prototype_weight),
+            ("classification", self.settings.classification_weight),
+        ):
+            if name in parts:
+                loss = loss + weight * parts[name]
+        return loss
+
+    def _told(self) -> dict[str, torch.Tensor]:
+        """Learned settings as they are now."""
+        told = {}
+        if isinstance(self.loss, InfoNCE) and self.loss.logit_scale is not None:
+            told["temperature"] = torch.exp(-self.loss.logit_scale)
+        if self.loss_weights is not None:
+            told |= {f"{name}_weight": weight for name, weight in self.loss_weights.weights().items()}
+        return told
 
     def for_average(self, loss: torch.Tensor) -> torch.Tensor:
         """Scale a loss over gathered rows so that averaged gradients are those of one process (see gather_rows)."""

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation from an exponential moving average of the student (MCL-FIR, arXiv:2603.20648, as intended)."""
 
+import math
+
 import torch
 from torch import nn
 
-from ..losses import EmbeddingDistillation, gather_rows
+from ..losses import EmbeddingDistillation, FeatureDistillation, gather_rows
 from .base import ContinualMethod
+
+DISTILL_ON = {"embeds": EmbeddingDistillation, "pooled": FeatureDistillation}
+TEACHER_VIEWS = ("other", "same")
 
 
 class EmaDistillation(ContinualMethod):
@@ -13,21 +18,33 @@ class EmaDistillation(ContinualMethod):
     The student is drawn towards what its own moving average says of another view of the same images.
 
     The teacher is outside the optimiser, in eval mode, its buffers averaged too, updated after every step and fed
-    the augmented view. (The released code of MCL-FIR never updates its teacher and never feeds it that view.)
+    another view. (The released code of MCL-FIR never updates its teacher and feeds it the student's own view:
+    `teacher_update=False`, `teacher_view="same"`, with `distill_on="pooled"`, where the paper's figure has embeddings.
+    The teacher is then what the increment started from, and the term a weak pull back to it.)
 
-    Settings read: `temperature`, `same_value`, `ema_decay`, `distillation_weight`.
+    Settings read, beside those of every method: `distill_on`, `distillation_weight`, `ema_decay`, `teacher_update`,
+    `teacher_view`.
     """
-
-    needs_teacher_view = True
 
     def __init__(self, settings):
         super().__init__(settings)
-        if not 0 <= settings.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in 0..1 (1 excluded); got {settings.ema_decay}.")
-        self.distillation = EmbeddingDistillation()
+        self.distillation = DISTILL_ON[settings.distill_on]()
+        self.needs_teacher_view = settings.teacher_view == "other"
         self.teacher: nn.Module | None = None
         self.own: dict[str, torch.Tensor] = {}
         self.num_updates = 0
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        settings = self.settings
+        if not 0 <= settings.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in 0..1 (1 excluded); got {settings.ema_decay}.")
+        if not 0 <= settings.distillation_weight < math.inf:
+            raise ValueError(f"distillation_weight must be at least 0; got {settings.distillation_weight}.")
+        if settings.distill_on not in DISTILL_ON:
+            raise ValueError(f"distill_on must be one of {tuple(DISTILL_ON)}; got {settings.distill_on!r}.")
+        if settings.teacher_view not in TEACHER_VIEWS:
+            raise ValueError(f"teacher_view must be one of {TEACHER_VIEWS}; got {settings.teacher_view!r}.")
 
     def begin_increment(self, model: nn.Module, increment_id: int, num_values: list[int] | None = None) -> None:
         """The teacher starts as the student; what is frozen in the student is shared, not copied."""
@@ -39,17 +56,21 @@ class EmaDistillation(ContinualMethod):
 
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """See `ContinualMethod.compute_loss`."""
-        embeds = model(**batch["inputs"]).embeds
-        parts = self.doublet_loss(embeds, batch)
+        student = model(**batch["inputs"])
+        parts = self.doublet_loss(student.embeds, batch, student.attribute_logits)
         with torch.no_grad():
-            teacher_embeds = self.teacher(**batch["teacher_inputs"]).embeds
-        distillation = self.distillation(gather_rows(embeds), gather_rows(teacher_embeds))
+            teacher = self.teacher(**batch["teacher_inputs" if self.needs_teacher_view else "inputs"])
+        on = self.settings.distill_on
+        distillation = self.distillation(gather_rows(student[on]), gather_rows(teacher[on]))
         loss = parts["loss"] + self.settings.distillation_weight * distillation
         return parts | {"loss": self.for_average(loss), "distillation": distillation.detach()}
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
         """teacher ← decay * teacher + (1 - decay) * student."""
+        super().after_step(model)
+        if not self.settings.teacher_update:
+            return
         self.num_updates += 1
         # A short run would otherwise never leave its random start: the decay grows to its value.
         decay = min(self.settings.ema_decay, (1 + self.num_updates) / (10 + self.num_updates))

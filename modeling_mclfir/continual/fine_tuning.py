@@ -9,11 +9,12 @@ from .base import ContinualMethod
 
 class FineTuning(ContinualMethod):
     """
-    The contrastive loss alone. With one adapter an increment that is all there is to do: old ones are frozen. With a
-    shared adapter it is the lower bound that other methods are measured against.
+    The loss of the doublets alone. With one adapter an increment that is all there is to do: old ones are frozen.
+    With a shared adapter it is the lower bound that other methods are measured against.
     """
 
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """See `ContinualMethod.compute_loss`."""
-        parts = self.doublet_loss(model(**batch["inputs"]).embeds, batch)
+        output = model(**batch["inputs"])
+        parts = self.doublet_loss(output.embeds, batch, output.attribute_logits)
         return parts | {"loss": self.for_average(parts["loss"])}

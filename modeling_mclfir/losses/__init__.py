@@ -1,9 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: embeddings in, scalar out."""
 
-from .distillation import EmbeddingDistillation
-from .gather import gather_rows, world_size
+from .classification import AttributeClassification
+from .distillation import EmbeddingDistillation, FeatureDistillation
+from .gather import for_copies, gather_rows, world_size
 from .info_nce import InfoNCE
 from .prototypes import PrototypeInfoNCE
+from .triplet import TripletLoss
+from .uncertainty import UncertaintyWeights
 
-__all__ = ["EmbeddingDistillation", "InfoNCE", "PrototypeInfoNCE", "gather_rows", "world_size"]
+__all__ = [
+    "AttributeClassification",
+    "EmbeddingDistillation",
+    "FeatureDistillation",
+    "InfoNCE",
+    "PrototypeInfoNCE",
+    "TripletLoss",
+    "UncertaintyWeights",
+    "for_copies",
+    "gather_rows",
+    "world_size",
+]

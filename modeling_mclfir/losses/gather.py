@@ -24,3 +24,14 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     distributed.all_gather(gathered, rows.detach().contiguous())
     gathered[distributed.get_rank()] = rows
     return torch.cat(gathered)
+
+
+def for_copies(value: torch.Tensor, num_copies: int) -> torch.Tensor:
+    """
+    The value, with its gradient divided by `num_copies`: for what a loss itself learns.
+
+    Embeddings learn from `world_size()` times the loss, which distributed training averages (see `gather_rows`);
+    parameters of the loss lie outside that, and are to learn from the loss once.
+    """
+    share = 1.0 / num_copies
+    return share * value + (1 - share) * value.detach()

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """InfoNCE over doublets, several attributes at once."""
 
+import math
+
 import torch
 from torch import nn
 
+from .doublets import check_doublets, comparable_rows, mean_over_attributes
+from .gather import for_copies
+
 SAME_VALUE = ("positives", "masked", "negatives")
+MAX_LOGIT_SCALE = 100.0  # of CLIP (arXiv:2103.00020)
 
 
 class InfoNCE(nn.Module):
@@ -23,26 +29,51 @@ class InfoNCE(nn.Module):
     Args:
         temperature: divides the cosine similarities.
         same_value: see above.
+        learn_temperature: multiply by exp(`logit_scale`) instead, a parameter that starts at that temperature;
+            `limit` keeps the temperature within 0.01..1, as CLIP's training does.
+        num_copies: processes that work this same loss out and do not average the gradient of `logit_scale`; see
+            `for_copies`.
 
     Raises:
-        ValueError: a temperature not above 0, an unknown `same_value`.
+        ValueError: a temperature not above 0 (outside 0.01..1 where it is learned), an unknown `same_value`.
     """
 
-    def __init__(self, temperature: float = 0.1, same_value: str = "positives"):
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        same_value: str = "positives",
+        learn_temperature: bool = False,
+        num_copies: int = 1,
+    ):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0; got {temperature}.")
+        if learn_temperature and not 1 / MAX_LOGIT_SCALE <= temperature <= 1:
+            raise ValueError(
+                f"A learned temperature starts and stays within {1 / MAX_LOGIT_SCALE:g}..1; got {temperature}."
+            )
         if same_value not in SAME_VALUE:
             raise ValueError(f"same_value must be one of {SAME_VALUE}; got {same_value!r}.")
         self.temperature = temperature
         self.same_value = same_value
+        self.num_copies = num_copies
+        start = torch.tensor(-math.log(temperature))
+        self.register_parameter("logit_scale", nn.Parameter(start) if learn_temperature else None)
 
-    def forward(self, embeds: torch.Tensor, labels: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        labels: torch.Tensor,
+        image_ids: torch.Tensor,
+        sets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Args:
             embeds: unit-length (N, A, D), N even.
             labels: value of each row and attribute (N, A); below 0: no value, the row takes no part.
             image_ids: (N,), equal for rows that show the same image.
+            sets: (N, A) integers: rows meet only rows of the same set. So a triplet's anchor has the triplet's own
+                negative and no other: what the other triplets of the batch show is not known.
 
         Returns:
             the mean over attributes of the mean over anchors that have a positive; 0, with gradients of 0, where
@@ -51,16 +82,14 @@ class InfoNCE(nn.Module):
         Raises:
             ValueError: shapes that do not fit.
         """
-        if embeds.ndim != 3 or labels.shape != embeds.shape[:2] or image_ids.shape != embeds.shape[:1]:
-            raise ValueError(
-                f"Expected embeds (N, A, D), labels (N, A), image_ids (N,); got {tuple(embeds.shape)}, "
-                f"{tuple(labels.shape)}, {tuple(image_ids.shape)}."
-            )
-        if len(embeds) % 2:
-            raise ValueError(f"Rows come in doublets, so their number is even; got {len(embeds)}.")
-        embeds, labels = embeds.float().transpose(0, 1), labels.T  # (A, N, D), (A, N)
-        logits = embeds @ embeds.transpose(1, 2) / self.temperature  # (A, N, N)
-        positives, candidates = self._roles(labels, image_ids)
+        check_doublets(embeds, labels, image_ids, sets)
+        positives, candidates = self._roles(labels, image_ids, sets)
+        embeds = embeds.float().transpose(0, 1)  # (A, N, D)
+        similarity = embeds @ embeds.transpose(1, 2)  # (A, N, N)
+        if self.logit_scale is None:
+            logits = similarity / self.temperature
+        else:
+            logits = similarity * for_copies(self.logit_scale, self.num_copies).exp()
         logits = logits.masked_fill(~candidates, float("-inf"))
         log_probability = logits - logits.logsumexp(dim=2, keepdim=True)
         # Where nothing is a candidate the line above is -inf + inf; such anchors have no positive and drop out here.
@@ -68,20 +97,23 @@ class InfoNCE(nn.Module):
         num_positives = positives.sum(dim=2)
         anchors = num_positives > 0
         per_anchor = torch.where(anchors, -gained / num_positives.clamp(min=1), torch.zeros_like(gained))
-        per_attribute = per_anchor.sum(dim=1) / anchors.sum(dim=1).clamp(min=1)
-        active = anchors.any(dim=1)
         # The product with 0 keeps every embedding in the graph: distributed training wants a gradient for each.
-        return per_attribute.sum() / active.sum().clamp(min=1) + 0.0 * embeds.sum()
+        return mean_over_attributes(per_anchor, anchors) + 0.0 * embeds.sum()
 
-    def _roles(self, labels: torch.Tensor, image_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        num_rows = len(image_ids)
-        known = labels >= 0
-        other_image = image_ids[:, None] != image_ids[None, :]
-        comparable = known[:, :, None] & known[:, None, :] & other_image
-        same = comparable & (labels[:, :, None] == labels[:, None, :])
+    @torch.no_grad()
+    def limit(self) -> None:
+        """After an optimiser step: bring a learned temperature back into its bounds."""
+        if self.logit_scale is not None:
+            self.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
+
+    def _roles(
+        self, labels: torch.Tensor, image_ids: torch.Tensor, sets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        comparable = comparable_rows(labels, image_ids, sets)
+        same = comparable & (labels.T[:, :, None] == labels.T[:, None, :])
         if self.same_value == "positives":
             return same, comparable
-        rows = torch.arange(num_rows, device=labels.device)
+        rows = torch.arange(len(image_ids), device=labels.device)
         partner = rows[:, None] == (rows[None, :] ^ 1)
         positives = same & partner
         candidates = comparable if self.same_value == "negatives" else comparable & ~(same & ~partner)

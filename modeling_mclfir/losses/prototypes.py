@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .gather import for_copies
+
 
 class PrototypeInfoNCE(nn.Module):
     """
@@ -39,15 +41,13 @@ class PrototypeInfoNCE(nn.Module):
         Args:
             embeds: unit-length (N, A, D).
             labels: (N, A), below 0: no value, the row takes no part.
-            num_copies: processes that work this same loss out. Embeddings learn from `num_copies` times the loss
-                (distributed training averages them), the prototypes, which nobody averages, from the loss itself.
+            num_copies: processes that work this same loss out and do not average the gradient of the prototypes; see
+                `for_copies`.
 
         Returns:
             the mean over attributes of the mean over labelled rows; 0 where there is none.
         """
-        share = 1.0 / num_copies
-        prototypes = functional.normalize(self.prototypes, dim=-1)
-        prototypes = share * prototypes + (1 - share) * prototypes.detach()
+        prototypes = for_copies(functional.normalize(self.prototypes, dim=-1), num_copies)
         logits = torch.einsum("nad,avd->nav", embeds.float(), prototypes) / self.temperature
         logits = logits.masked_fill(self.padding, torch.finfo(logits.dtype).min)
         known = labels >= 0

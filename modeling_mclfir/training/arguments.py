@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from ..configuration_mclfir import HEAD_TYPES, MASK_TYPES
 from ..continual import METHODS
 
 DEFAULT_RECIPE = "atelier"
@@ -33,11 +34,23 @@ class ModelArguments:
     lora_rank: int = field(default=8, metadata={"help": "rank of the adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "their scale is alpha / rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    head_type: str = field(default="mclfir", metadata={"help": ", ".join(HEAD_TYPES)})
     embed_dim: int = field(default=128, metadata={"help": "size of an embedding"})
     head_rank: int = field(default=16, metadata={"help": "rank of an attribute's projection of pooled features"})
     gate_dim: int = field(default=32, metadata={"help": "hidden size of the channel gate"})
     use_spatial_attention: bool = field(default=True, metadata={"help": "heads look at the maps"})
     use_channel_attention: bool = field(default=True, metadata={"help": "heads gate channels"})
+    attribute_dim: int | None = field(
+        default=None, metadata={"help": "size of a learned attribute embedding (baseline heads); default: embed_dim"}
+    )
+    use_low_level_branch: bool = field(default=True, metadata={"help": "ag_man fuses a lower map"})
+    use_self_gate: bool = field(default=True, metadata={"help": "ag_man gates the attribute embedding with itself"})
+    use_spatial_gate: bool = field(default=True, metadata={"help": "ag_man has a 7x7 spatial gate"})
+    use_masks: bool = field(default=True, metadata={"help": "csn and ag_man have a mask an attribute"})
+    mask_type: str = field(default="blocks", metadata={"help": f"of these masks: {', '.join(MASK_TYPES)}"})
+    use_attribute_classification: bool = field(
+        default=False, metadata={"help": "ag_man also predicts which attribute an image was drawn for"}
+    )
     text_encoder: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a text model: prompts are its embeddings of the names"}
     )
@@ -88,12 +101,28 @@ class RunArguments:
     base_learning_rate: float = field(default=1e-3, metadata={"help": "peak, for a trunk that learns"})
     weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
     warmup_fraction: float = field(default=0.2, metadata={"help": "share of the steps with a rising rate"})
+    loss: str = field(default="infonce", metadata={"help": "of the doublets: infonce or triplet"})
     temperature: float = field(default=0.1, metadata={"help": "of InfoNCE"})
-    same_value: str = field(default="positives", metadata={"help": "positives, masked or negatives"})
+    learn_temperature: bool = field(default=False, metadata={"help": "the temperature is where it starts (infonce)"})
+    same_value: str = field(
+        default="positives",
+        metadata={"help": "what rows of the anchor's value are: positives, masked or, as published, negatives"},
+    )
+    margin: float = field(default=0.2, metadata={"help": "of the triplet loss, in cosine"})
+    mining: str = field(default="random", metadata={"help": "a triplet's negative: random, all or semi_hard"})
     value_balance: float = field(default=1.0, metadata={"help": "1: values drawn uniformly; 0: as they occur"})
     prototype_weight: float = field(default=0.5, metadata={"help": "of InfoNCE against learned prototypes of values"})
+    classification_weight: float = field(
+        default=0.0, metadata={"help": "of telling which attributes an image is labelled for (heads that do so)"}
+    )
+    learn_loss_weights: bool = field(
+        default=False, metadata={"help": "learn the weights of doublets, prototypes and classification from there on"}
+    )
     ema_decay: float = field(default=0.99, metadata={"help": "of the teacher (ema_distillation)"})
     distillation_weight: float = field(default=1.0, metadata={"help": "weight of its term"})
+    distill_on: str = field(default="embeds", metadata={"help": "embeds, or the trunk's pooled features: pooled"})
+    teacher_update: bool = field(default=True, metadata={"help": "False: it stays what the increment started from"})
+    teacher_view: str = field(default="other", metadata={"help": "other: not the one the student sees; same: that"})
     mixed_precision: str = field(default="auto", metadata={"help": "auto (bf16 where a GPU has it), no, bf16, fp16"})
     eval_batch_size: int = field(default=64, metadata={"help": "images embedded at a time"})
     save_steps: int = field(default=200, metadata={"help": "steps between saved states; 0: only at increments"})
@@ -113,6 +142,7 @@ class RunArguments:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}.")
+        METHODS[self.method](self)  # it checks its settings when built: now, before any data are opened
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments, DataArguments, RunArguments]:
@@ -121,7 +151,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
 
     Raises:
         FileNotFoundError: no such recipe.
-        ValueError: a recipe names a setting that does not exist.
+        ValueError: a recipe names a setting that does not exist; a setting is out of its range, or two of them do not
+            go together.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments), description=_ABOUT)
@@ -139,7 +170,14 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
     if unknown:
         raise ValueError(f"Recipe {recipe}: unknown settings {unknown}; known are {sorted(known)}.")
     parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(args=arguments)[:3]
+    model_args, data_args, args = parser.parse_args_into_dataclasses(args=arguments)[:3]
+    if model_args.use_attribute_classification != (args.classification_weight > 0):
+        raise ValueError(
+            "use_attribute_classification (a branch of the heads) and classification_weight above 0 (its loss) go "
+            f"together; got {model_args.use_attribute_classification} and {args.classification_weight}. Set both or "
+            "neither."
+        )
+    return model_args, data_args, args
 
 
 def read_recipe(recipe: str) -> dict:

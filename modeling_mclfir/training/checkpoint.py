@@ -44,7 +44,7 @@ def save_increment(
         state: plain data, kept as training_state.json.
         method_state: tensors of the continual method.
     """
-    partial = _fresh(folder)
+    partial = fresh_folder(folder)
     parts = _split_state(model)
     weight_map, total = {}, 0
     digests = {}
@@ -76,7 +76,7 @@ def load_increment(folder: Path) -> tuple[MclfirForImageRetrieval, dict, dict[st
 
 def save_state(folder: Path, model, optimizer, method_state: dict[str, torch.Tensor], state: dict) -> None:
     """Write where a run stands inside an increment; replaces the state written before."""
-    partial = _fresh(folder)
+    partial = fresh_folder(folder)
     trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if model.mclfir.trunk_trains:
         trainable |= dict(model.named_buffers())
@@ -119,6 +119,16 @@ def restore_optimizer(optimizer, flat: dict[str, torch.Tensor]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def fresh_folder(folder: Path) -> Path:
+    """An empty folder beside it, to be written and then given to `publish`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    return partial
+
+
 def publish(partial: Path, folder: Path) -> None:
     """Give a written folder its name; one of that name before it is replaced, and never both missing."""
     for path in partial.rglob("*"):
@@ -140,15 +150,6 @@ def recover(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     elif old.exists():
         os.rename(old, folder)
-
-
-def _fresh(folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover(folder)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    return partial
 
 
 def _split_state(model: MclfirForImageRetrieval) -> dict[str, dict[str, torch.Tensor]]:

@@ -19,6 +19,7 @@ from ..continual import ContinualMethod
 from .batches import IncrementBatches, StreamBatches, to_device
 from .checkpoint import load_state, read_state, save_state
 from .cost import Cost, count_flops, peak_memory_bytes
+from .prefetch import Prefetcher
 
 logger = get_logger(__name__)
 _LOSS_EVERY = 10  # steps between looks at the loss: each look waits for the device
@@ -93,11 +94,41 @@ class IncrementTrainer:
         first, bill, losses = self._take_up(model, method, optimizer, batches, increment_id)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         run = _Steps(self, wrapped, model, method, prepared, increment_id, total)
-        accumulation = args.gradient_accumulation_steps
-        loader = iter(batches.loader(first * accumulation, total * accumulation, num_workers))
-        waiting: list[tuple[int, dict]] = []
         started, before = time.perf_counter(), bill.seconds
-        bar = tqdm(range(first, total), initial=first, total=total, desc=f"learning {name}", unit="step",
+
+        def bill_so_far() -> Cost:
+            bill.seconds = before + time.perf_counter() - started
+            return bill
+
+        accumulation = args.gradient_accumulation_steps
+        made = iter(batches.loader(first * accumulation, total * accumulation, num_workers))
+        with Prefetcher(made, batches.state_dict, pin=self.accelerator.device.type == "cuda") as loader:
+            self._run(run, loader, name, range(first, total), bill, losses, offset=len(progress.loss),
+                      save=lambda step: self._save(model, prepared, method, loader.state, {
+                          "increment_id": increment_id, "step": step, "cost": bill_so_far().to_dict(), "loss": losses,
+                      }))  # fmt: skip
+        bill_so_far().add(extra)
+        progress.loss += losses
+        progress.charge(name, bill, self.accelerator.device)
+        batches.end()
+        self._release(wrapped, model)
+
+    def _run(
+        self,
+        run: "_Steps",
+        loader: Prefetcher,
+        name: str,
+        steps: range,
+        bill: Cost,
+        losses: list[dict],
+        *,
+        offset: int,
+        save: Callable[[int], None],
+    ) -> None:
+        """The steps of an increment; puts them on the bill and their losses to `losses`, saves in between."""
+        args = self.args
+        waiting: list[tuple[int, dict]] = []
+        bar = tqdm(steps, initial=steps.start, total=steps.stop, desc=f"learning {name}", unit="step",
                    disable=not self.accelerator.is_main_process)  # fmt: skip
         for step in bar:
             if bill.flops == 0:
@@ -107,22 +138,15 @@ class IncrementTrainer:
                 parts, per_step = run.one(loader, step), bill.flops // step
             bill.flops += per_step
             bill.steps += 1
-            bill.samples += args.batch_size * accumulation
+            bill.samples += args.batch_size * args.gradient_accumulation_steps
+            bill.waiting_seconds += run.waited
             waiting.append((step, parts))
-            save = args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < total
-            if len(waiting) == _LOSS_EVERY or step + 1 == total or save:
-                losses += self._look(name, waiting, bar, offset=len(progress.loss))
+            saves = args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < steps.stop
+            if len(waiting) == _LOSS_EVERY or step + 1 == steps.stop or saves:
+                losses += self._look(name, waiting, bar, offset)
                 waiting = []
-            if save:
-                bill.seconds = before + time.perf_counter() - started
-                state = {"increment_id": increment_id, "step": step + 1, "cost": bill.to_dict(), "loss": losses}
-                self._save(model, prepared, method, batches, state)
-        bill.seconds = before + time.perf_counter() - started
-        bill.add(extra)
-        progress.loss += losses
-        progress.charge(name, bill, self.accelerator.device)
-        batches.end()
-        self._release(wrapped, model)
+            if saves:
+                save(step + 1)
 
     def _release(self, wrapped, model) -> None:
         """The bare model again, the same on every process."""
@@ -171,12 +195,15 @@ class IncrementTrainer:
         groups = {
             "trunk": {"lr": args.base_learning_rate, "params": []},
             "added": {"lr": args.learning_rate, "params": []},
+            "scales": {"lr": args.learning_rate, "params": [], "weight_decay": 0.0},
         }
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 is_trunk = name.startswith("mclfir.trunk.") and ".lora_" not in name
                 groups["trunk" if is_trunk else "added"]["params"].append(parameter)
-        groups["added"]["params"] += method.parameters()
+        for parameter in method.parameters():
+            # A learned temperature or weight of a loss has no reason to be drawn to 0.
+            groups["added" if parameter.ndim > 1 else "scales"]["params"].append(parameter)
         used = [group for group in groups.values() if group["params"]]
         return torch.optim.AdamW(used, weight_decay=args.weight_decay)
 
@@ -195,10 +222,10 @@ class IncrementTrainer:
         bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
         return rows
 
-    def _save(self, model, optimizer, method, batches, state: dict) -> None:
+    def _save(self, model, optimizer, method, state_of_batches: dict, state: dict) -> None:
         scaler = self.accelerator.scaler
         state = self.identity() | state | {
-            "batches": gather_object([batches.state_dict()]),
+            "batches": gather_object([state_of_batches]),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         if self.accelerator.is_main_process:
@@ -215,6 +242,7 @@ class _Steps:
         self.optimizer, self.increment_id, self.total = optimizer, increment_id, total
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.dtype = next(model.parameters()).dtype
+        self.waited = 0.0  # seconds in which the last step had no batch
 
     def one(self, loader, step: int) -> dict[str, torch.Tensor]:
         """Parts of the loss of one step, as the mean over its batches."""
@@ -225,8 +253,12 @@ class _Steps:
             group["lr"] = peak * _rate(step, self.total, self.args.warmup_fraction)
         self.wrapped.train()
         accumulation, sums = self.args.gradient_accumulation_steps, {}
+        self.waited = 0.0
         for turn in range(accumulation):
-            batch = to_device(next(loader), self.accelerator.device, self.dtype)
+            asked = time.perf_counter()
+            batch = next(loader)
+            self.waited += time.perf_counter() - asked
+            batch = to_device(batch, self.accelerator.device, self.dtype)
             for inputs in ("inputs", "teacher_inputs"):
                 if inputs in batch:
                     batch[inputs]["increment_id"] = self.increment_id

@@ -37,6 +37,8 @@ _FREE = {"resume", "save_steps", "report_to", "plots", "output_dir", "cache_dir"
 _MODEL_SETTINGS = (
     "adapter_policy", "base_training", "num_adapted_blocks", "out_indices", "lora_rank", "lora_alpha", "lora_dropout",
     "embed_dim", "head_rank", "gate_dim", "use_spatial_attention", "use_channel_attention",
+    "head_type", "attribute_dim", "use_low_level_branch", "use_self_gate", "use_spatial_gate", "use_masks",
+    "mask_type", "use_attribute_classification",
 )  # fmt: skip
 
 
@@ -152,7 +154,7 @@ class Run:
             )  # fmt: skip
             return batches, Cost()
         views, filling = self.cached_views(table)
-        return IncrementBatches(table, increment, views, **common), filling
+        return IncrementBatches(table, increment, views, triplets=self.data.triplets["train"], **common), filling
 
     def begin_increment(self, increment_id: int, increment) -> None:
         """New heads and adapter, drawn from a seed of their own, and everything else frozen."""
@@ -205,8 +207,8 @@ class Run:
         self.progress.zero_shot = [mean_score(group) for group in rows]
 
     def num_values(self, increment) -> list[int]:
-        """Values of each attribute of an increment, in the whole data set."""
-        return [len(self.data.tables["train"].values(attribute)) for attribute in increment.attributes]
+        """Values of each attribute of an increment, in the whole data set; 1 where only triplets are known."""
+        return [max(1, len(self.data.tables["train"].values(attribute))) for attribute in increment.attributes]
 
     def close(self) -> None:
         """End the trackers."""

@@ -60,6 +60,24 @@ def test_embed_some_attributes_and_says_what_is_wrong(checkpoint, photos, tmp_pa
     (photos / "broken.jpg").unlink()
 
 
+def test_tag_names_values_by_a_labelled_gallery_or_a_saved_index(checkpoint, photos, tiny_data, tmp_path):
+    common = ["tag", "--checkpoint", str(checkpoint), "--images", str(photos), "--k", "5"]
+    gallery = ["--gallery", str(tiny_data), "--index", str(tmp_path / "index"), "--attributes", "colour", "pocket"]
+    main([*common, *gallery, "--output", str(tmp_path / "tags.parquet")])
+    table = pq.read_table(tmp_path / "tags.parquet")
+    assert table["image"].to_pylist() == [f"inner/{row}.png" for row in range(5) for _ in range(2)]
+    assert table["attribute"].to_pylist() == ["colour", "pocket"] * 5
+    known = load_tables(tiny_data)["gallery"]
+    for row in table.to_pylist():
+        assert row["value"] in known.values(row["attribute"]) and 0 < row["confidence"] <= 1
+    main([*common, "--index", str(tmp_path / "index"), "--output", str(tmp_path / "again.parquet")])
+    assert pq.read_table(tmp_path / "again.parquet").equals(table)
+    with pytest.raises(SystemExit, match="--gallery .*or --index"):
+        main([*common, "--output", str(tmp_path / "none.parquet")])
+    with pytest.raises(SystemExit, match="no split 'shelf'.*gallery"):
+        main([*common, "--gallery", str(tiny_data), "--split", "shelf", "--output", str(tmp_path / "none.parquet")])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,4 +94,4 @@ def test_mistakes_end_in_one_line(arguments, message):
 def test_help_lists_the_commands(capsys):
     main([])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("train", "embed", "prepare"))
+    assert all(name in shown for name in ("train", "embed", "tag", "prepare"))

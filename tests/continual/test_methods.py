@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +8,13 @@ from torch import nn
 
 from modeling_mclfir.continual import METHODS, ContinualMethod, EmaDistillation, FineTuning
 from modeling_mclfir.losses import EmbeddingDistillation, InfoNCE
+from modeling_mclfir.training.arguments import RunArguments
 
 LABELS = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
 
 
 def settings(**changes):
-    fields = {"temperature": 0.2, "same_value": "positives", "ema_decay": 0.9, "distillation_weight": 1.0}
+    fields = asdict(RunArguments(temperature=0.2, ema_decay=0.9))
     return SimpleNamespace(**(fields | changes))
 
 

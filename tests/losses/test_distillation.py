@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from modeling_mclfir.losses import EmbeddingDistillation
+from modeling_mclfir.losses import EmbeddingDistillation, FeatureDistillation
 
 
 def unit(*shape, seed):
@@ -35,3 +35,15 @@ def test_no_gradient_reaches_the_teacher():
 def test_unequal_shapes():
     with pytest.raises(ValueError, match=r"\(2, 1, 3\) and \(2, 2, 3\)"):
         EmbeddingDistillation()(torch.zeros(2, 1, 3), torch.zeros(2, 2, 3))
+
+
+def test_features_are_compared_by_the_mean_square():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 5, generator=generator).requires_grad_() for _ in range(2))
+    loss = FeatureDistillation()(student, teacher)
+    squares = [(a - b) ** 2 for a, b in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)]
+    assert loss.item() == pytest.approx(sum(squares) / 15, rel=1e-5)
+    loss.backward()
+    assert student.grad.any() and teacher.grad is None
+    with pytest.raises(ValueError, match=r"features must match; got \(3, 5\) and \(3, 4\)"):
+        FeatureDistillation()(torch.zeros(3, 5), torch.zeros(3, 4))

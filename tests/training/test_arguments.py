@@ -57,6 +57,8 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
         ({"num_views": 0}, "--num_views must be at least 1; got 0"),
         ({"shuffle_buffer": 0}, "--shuffle_buffer must be at least 1; got 0"),
         ({"max_bad_fraction": 1.5}, "--max_bad_fraction is a share of the rows, 0..1; got 1.5"),
+        ({"classification_weight": 0.5}, r"go together; got False and 0\.5\. Set both or neither"),
+        ({"head_type": "ag_man", "use_attribute_classification": True}, r"go together; got True and 0\.0\."),
     ],
 )
 def test_wrong_settings(tmp_path, settings, message):

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_mclfir.continual import FineTuning
+from modeling_mclfir.training.arguments import RunArguments
 from modeling_mclfir.training.loop import IncrementTrainer, Progress, _rate
 
 
@@ -61,7 +62,7 @@ def test_the_trunk_has_a_rate_of_its_own(make_model):
     model = make_model("resnet", base_training="first_increment", adapter_policy="per_increment")
     model.add_increment("cut", ["category"])
     model.set_trainable(0)
-    method = FineTuning(SimpleNamespace(temperature=0.1, same_value="positives", prototype_weight=1.0))
+    method = FineTuning(RunArguments(prototype_weight=1.0))
     groups = trainer()._optimizer(model, method).param_groups
     assert [group["lr"] for group in groups] == [0.01, 0.1]
     assert sum(p.numel() for p in groups[0]["params"]) > 0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import arguments, assert_equal_runs, train, write_increments
+from tiny_runs import LEARNED_SCALES, arguments, assert_equal_runs, train, write_increments
 
 import train_mclfir
 from modeling_mclfir.training import checkpoint, loop
@@ -19,6 +19,8 @@ KINDS = {
     "base": {"base_training": "first_increment", "method": "ema_distillation", "lora_dropout": 0.1},
     "shared": {"adapter_policy": "shared", "max_cache_gib": 0.0},
     "streaming": {"streaming": True, "shuffle_buffer": 24, "method": "ema_distillation", "epochs": 3},
+    "learned_scales": {"method": "ema_distillation", "distill_on": "pooled", "epochs": 3, **LEARNED_SCALES},
+    "triplet": {"loss": "triplet", "learn_loss_weights": True},
 }
 
 
