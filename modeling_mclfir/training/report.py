@@ -180,7 +180,8 @@ def _conventions(report: dict) -> list[str]:
         "",
         f"- {searched[0].upper()}{searched[1:]}; the whole ranking counts (MAP: mean average precision).",
         f'- Queries that nothing in the gallery matches are left out (`no_positives="skip"`): {without:,} here.',
-        "- MAP of several attributes is their unweighted mean; *by queries* weights them by their number of queries, "
+        "- MAP of several attributes is their unweighted mean; *by queries* weights them by their number of queries "
+        "(and counts a query that nothing matches as 0, as the papers' code does), "
         "*by increments* is the mean of the increments' means.",
         "- Gain over random: 0 is a random order, 100 a perfect one. Prior: the share of the gallery that matches.",
         "- `report.json` holds 0–1; tables here hold percent, two decimals; – is a value that does not exist (yet).",
