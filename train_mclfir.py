@@ -6,6 +6,7 @@
     accelerate launch train_mclfir.py …                      the same on several processes
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -92,13 +93,23 @@ def main(arguments: list[str] | None = None) -> dict:
     return report
 
 
+def tell(report: dict) -> None:
+    """One line on what came out, and where the rest is."""
+    if not report["average"] or int(os.environ.get("RANK", 0)):
+        return
+    average = report["average"]
+    kinds = (("MAP", "mean_average_precision"), ("random order", "random_ranking"), ("triplets", "triplet_accuracy"))
+    found = ", ".join(f"{name} {100 * average[key]:.2f} %" for name, key in kinds if key in average)
+    sys.stderr.write(f"{found}: {Path(report['arguments']['output_dir']) / 'report.md'}\n")
+
+
 def command() -> None:
     """Entry point: a user's mistake ends in one line, not in a traceback."""
     num_processes = processes_asked_for()
     if num_processes > 1:
         start_all(__file__, sys.argv[1:], num_processes)
     try:
-        main()
+        tell(main())
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -63,10 +63,12 @@ def run(main: Callable[[Sequence[str] | None], DatasetSummary]) -> None:
 def require_files(source: Path, names: Sequence[str]) -> None:
     """Raises FileNotFoundError, naming all that is missing, where `source` is another folder; `NAME.gz` will do."""
     missing = [name for name in names if not exists(source, name)]
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder; expected one with {', '.join(names)}")
     if missing:
         raise FileNotFoundError(
-            f"{source} is not the expected folder; missing: {', '.join(missing)} (expected: {', '.join(names)}). "
-            "Mend --source; data_scripts/README.md says how to obtain the data."
+            f"{source} is not the expected folder; of {len(names)} files {len(missing)} are missing: "
+            f"{', '.join(missing)}. Mend --source; data_scripts/README.md says how to obtain the data."
         )
 
 

@@ -2,6 +2,7 @@
 """`mclfir embed`: images + checkpoint → one vector an image and attribute, in Parquet."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,8 @@ import torch
 
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
-from .folder_images import folder_batches
+from ..training.memory import keep_freed_memory
+from .folder_images import check_checkpoint, folder_batches
 
 
 def main(arguments: list[str]) -> None:
@@ -21,16 +23,20 @@ def main(arguments: list[str]) -> None:
         FileNotFoundError: no checkpoint, no folder, no image in it.
         ValueError: an unknown attribute, or more bad images than --max_bad_fraction.
     """
-    parser = argparse.ArgumentParser(prog="mclfir embed", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="mclfir embed", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="an increment-XX folder, or a Hub id")
     parser.add_argument("--images", required=True, type=Path, help="folder of images, searched through")
     parser.add_argument("--output", required=True, type=Path, help="Parquet file to write")
     parser.add_argument("--attributes", nargs="*", help="only these; default: all of the checkpoint")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_bad_fraction", type=float, default=0.01)
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
+    parser.add_argument("--max_bad_fraction", type=float, default=0.01, help="more bad images than this are an error")
     args = parser.parse_args(arguments)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_checkpoint(args.checkpoint)
+    keep_freed_memory()
     model = MclfirForImageRetrieval.from_pretrained(args.checkpoint).to(device).eval()
     processor = MclfirImageProcessor.from_pretrained(args.checkpoint)
     attribute_ids = model.attribute_ids(args.attributes) if args.attributes else None
@@ -46,6 +52,8 @@ def main(arguments: list[str]) -> None:
     partial = args.output.with_name(args.output.name + ".partial")
     pq.write_table(pa.concat_tables(tables), partial)
     partial.replace(args.output)
+    num_images = sum(len(table) for table in tables) // len(names)
+    sys.stderr.write(f"{num_images:,} images, {len(names)} attributes: {args.output} (image, attribute, embed)\n")
 
 
 def _table(paths: list[str], attributes: list[str], embeds: torch.Tensor) -> pa.Table:

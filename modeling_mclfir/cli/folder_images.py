@@ -12,6 +12,18 @@ from ..data.images import BadImage, BadRows, decode_image
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
+def check_checkpoint(checkpoint: str) -> None:
+    """
+    Raises FileNotFoundError where a folder is meant that is not there; what else it may be, only the Hub knows.
+    """
+    folder = Path(checkpoint)
+    if folder.exists() or not (folder.is_absolute() or checkpoint.startswith(".") or len(folder.parts) > 2):
+        return
+    others = sorted(path.name for path in folder.parent.glob("increment-*")) if folder.parent.is_dir() else []
+    found = f"{folder.parent} has {', '.join(others)}" if others else f"{folder.parent} has no increment-XX"
+    raise FileNotFoundError(f"--checkpoint {checkpoint}: no such folder; {found}.")
+
+
 def folder_batches(
     folder: Path, processor, batch_size: int, max_bad_fraction: float, desc: str
 ) -> Iterator[tuple[list[str], torch.Tensor]]:

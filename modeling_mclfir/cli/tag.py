@@ -2,6 +2,7 @@
 """`mclfir tag`: photos + checkpoint + labelled gallery → a value of each attribute, with a confidence, in Parquet."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +12,9 @@ import torch
 from ..data.table import load_tables
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
+from ..training.memory import keep_freed_memory
 from ..value_index import ValueIndex
-from .folder_images import folder_batches
+from .folder_images import check_checkpoint, folder_batches
 
 
 def main(arguments: list[str]) -> None:
@@ -28,6 +30,8 @@ def main(arguments: list[str]) -> None:
     if args.gallery is None and args.index is None:
         raise ValueError("Name the labelled items: --gallery (a data set of data_scripts), or --index (a saved one).")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_checkpoint(args.checkpoint)
+    keep_freed_memory()
     model = MclfirForImageRetrieval.from_pretrained(args.checkpoint).to(device).eval()
     processor = MclfirImageProcessor.from_pretrained(args.checkpoint)
     if args.gallery is None:
@@ -56,10 +60,14 @@ def main(arguments: list[str]) -> None:
     schema = [("image", pa.string()), ("attribute", pa.string()), ("value", pa.string()), ("confidence", pa.float32())]
     pq.write_table(pa.table(columns, schema=pa.schema(schema)), partial)
     partial.replace(args.output)
+    num_images = len(set(columns["image"]))
+    sys.stderr.write(f"{num_images:,} images: {args.output} (image, attribute, value, confidence)\n")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="mclfir tag", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="mclfir tag", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="an increment-XX folder, or a Hub id")
     parser.add_argument("--gallery", type=Path, help="data set of labelled images, as data_scripts write it")
     parser.add_argument("--split", default="gallery", help="which part of it")
@@ -69,6 +77,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--attributes", nargs="*", help="only these; default: all that checkpoint and gallery have")
     parser.add_argument("--k", type=int, default=20, help="gallery items that vote")
     parser.add_argument("--temperature", type=float, default=0.1, help="a vote weighs exp(cosine / temperature)")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_bad_fraction", type=float, default=0.01)
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
+    parser.add_argument("--max_bad_fraction", type=float, default=0.01, help="more bad images than this are an error")
     return parser.parse_args(arguments)

@@ -6,4 +6,4 @@ def main(arguments: list[str]) -> None:
     """Run the main script with these flags."""
     import train_mclfir
 
-    train_mclfir.main(arguments)
+    train_mclfir.tell(train_mclfir.main(arguments))

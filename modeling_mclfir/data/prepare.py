@@ -133,9 +133,8 @@ def write_dataset(
             ) as writer,
         ):  # fmt: skip
             _write_splits(writer, splits, num_rows or {}, progress)
-        written = sum(summary.counts.values())
-        summary.bad_rows.check(written + summary.bad_rows.total, max_bad_fraction)
-        if not written:
+        summary.bad_rows.check(summary.written + summary.bad_rows.total, max_bad_fraction)
+        if not summary.written:
             raise ValueError(f"no rows at all for {output}; expected rows in at least one of {', '.join(SPLITS)}")
         writer.name_shards()
         write_tables(writer.folder.parent, tables or {}, summary, writer.image_ids() if tables else None)

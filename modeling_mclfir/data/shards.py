@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .annotations import BadLines, Check, Rows
-from .images import BadRows
+from .images import BadRows, TooManyBadRowsError
 from .journal import Journal, SeenImages, SourceChangedError, SplitProgress, chain, final_name, flush, sha256, storable
 from .schema import row_features
 from .source_images import ImagePool, PreparedImage
@@ -60,6 +60,11 @@ class DatasetSummary:
     bad_rows: BadRows = field(default_factory=BadRows)
     bad_lines: dict[str, BadLines] = field(default_factory=dict)
     resumed_at: int = 0
+
+    @property
+    def written(self) -> int:
+        """Rows of all splits."""
+        return sum(self.counts.values())
 
     def counted(self) -> dict[str, Any]:
         """What was counted so far, as plain data."""
@@ -213,8 +218,18 @@ class SplitWriter:
 
     def _stop_early(self) -> None:
         """Ends a run that is bound to fail: with more bad rows by now than all expected rows may have."""
-        if self.total_rows:
-            self.summary.bad_rows.check(self.total_rows + self.bad_before, self.max_bad_fraction)
+        if not self.total_rows:
+            return
+        bad = self.summary.bad_rows
+        try:
+            bad.check(self.total_rows + self.bad_before, self.max_bad_fraction)
+        except TooManyBadRowsError:
+            if self.summary.written or bad.counts["missing"] + self.bad_before < bad.total:
+                raise
+            raise TooManyBadRowsError(
+                f"none of the first {bad.counts['missing']} images is there (such as {bad.examples['missing'][0]}). "
+                "Are the images in the folder that --help describes? --annotations-only needs none."
+            ) from None
 
     def _finish(self, shard: _Shard, state: SplitProgress, digest: str, place: int) -> None:
         state.shards.append([shard.final.name, shard.rows, *shard.finish()])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import multiprocessing
@@ -79,6 +80,9 @@ class ImagePool:
             # Not forked: Arrow's threads would be lost in the copy.
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(self.num_proc, context, initializer=_start_worker)
+            with _deaf_to_interrupts():  # a child that is only just starting would answer with a traceback
+                for _ in range(self.num_proc):
+                    self._executor.submit(os.getpid)
         else:
             self._executor = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         return self
@@ -149,6 +153,19 @@ def prepare_image(image: Any, where: str, settings: ImageSettings) -> PreparedIm
 
 def _prepare_all(tasks: list[tuple[Any, str]], settings: ImageSettings) -> list[PreparedImage]:
     return [prepare_image(image, where, settings) for image, where in tasks]
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C; this one hears it again afterwards."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may change that
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_worker() -> None:

@@ -29,6 +29,7 @@ from .checkpoint import STATE_FILE, increment_folder, load_increment, read_state
 from .cost import Cost, count_flops
 from .feature_cache import FeatureCache
 from .loop import Progress
+from .memory import keep_freed_memory
 from .prompts import PromptEncoder
 
 logger = get_logger(__name__)
@@ -49,6 +50,7 @@ def start_accelerator(args) -> Accelerator:
     Raises:
         ValueError: the batch does not divide into doublets for each process.
     """
+    keep_freed_memory()
     precision = args.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
@@ -97,7 +99,7 @@ class Run:
         if arguments.trunk is None:
             raise ValueError("Name a trunk: --trunk ID_OR_FOLDER, or a --recipe that has one.")
         set_seed(self.args.seed)  # whatever was drawn while the data were opened
-        self.model = MclfirForImageRetrieval.from_trunk(arguments.trunk, pretrained=arguments.pretrained, **settings)
+        self.model = _open_trunk(arguments.trunk, arguments.pretrained, settings)
         trunk_id = arguments.trunk if isinstance(arguments.trunk, str) else None
         self.processor = MclfirImageProcessor.for_trunk(trunk_id, arguments.image_height, arguments.image_width)
 
@@ -213,6 +215,18 @@ class Run:
     def close(self) -> None:
         """End the trackers."""
         self.accelerator.end_training()
+
+
+def _open_trunk(trunk, pretrained: bool, settings: dict) -> MclfirForImageRetrieval:
+    is_path = isinstance(trunk, str) and (trunk.startswith((".", os.sep)) or trunk.count("/") > 1)
+    if is_path and not Path(trunk).exists():
+        raise FileNotFoundError(f"--trunk {trunk}: no such folder; expected one with a vision model of transformers.")
+    try:
+        return MclfirForImageRetrieval.from_trunk(trunk, pretrained=pretrained, **settings)
+    except OSError as error:
+        raise OSError(
+            f"the trunk {trunk!r} cannot be loaded ({error}). Without a network, name its folder: --trunk DIR."
+        ) from error
 
 
 def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run:

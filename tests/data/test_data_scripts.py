@@ -74,7 +74,7 @@ def test_increments_key(photos, tmp_path):
 
 
 def test_the_wrong_folder_is_told_by_what_is_missing(photos, tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing: split.csv, increments.json .expected: images, labels.csv"):
+    with pytest.raises(FileNotFoundError, match="of 4 files 2 are missing: split.csv, increments.json. Mend --source"):
         stanford_clothing.main(["--source", str(photos), "--output", str(tmp_path / "out")])
 
 

@@ -139,7 +139,7 @@ def test_the_wrong_folder_is_told_by_all_that_is_missing(tmp_path):
     (tmp_path / "captions/cap.rc2.val.json").unlink()
     (tmp_path / "image_splits/split.rc2.test1.json").unlink()
     with pytest.raises(
-        FileNotFoundError, match="missing: captions/cap.rc2.val.json, image_splits/split.rc2.test1.json "
+        FileNotFoundError, match="missing: captions/cap.rc2.val.json, image_splits/split.rc2.test1.json. Mend"
     ):
         read(tmp_path)
     with pytest.raises(FileNotFoundError, match="cap.rc2.val.json, .*cap.rc2.test1.json, .*split.rc2.train.json"):

@@ -138,7 +138,7 @@ def test_bad_lines_are_counted_and_cost_no_other_row(tmp_path):
 def test_a_wrong_folder_is_told_with_all_that_is_missing(tmp_path, source):
     with pytest.raises(FileNotFoundError) as error:
         read(tmp_path)
-    assert str(error.value).count("_detect_all.txt") == 20  # missing, and expected
+    assert str(error.value).count("_detect_all.txt") == 10
     with pytest.raises(FileNotFoundError, match="detection"):
         read(_labels_only(tmp_path, source), crop=True)
 

@@ -168,7 +168,7 @@ def test_the_wrong_folder_is_told_by_all_that_is_missing(tmp_path):
     (tmp_path / "captions/cap.dress.val.json").unlink()
     (tmp_path / "captions/cap.toptee.train.json.gz").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"missing: captions/cap.dress.val.json, captions/cap.toptee.train.json "
+        FileNotFoundError, match=r"missing: captions/cap.dress.val.json, captions/cap.toptee.train.json. Mend"
     ):
         read(tmp_path)
     with pytest.raises(FileNotFoundError, match="captions/cap.dress.train.json, .*split.toptee.test.json"):

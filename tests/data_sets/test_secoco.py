@@ -126,7 +126,7 @@ def test_wrong_folder_names_all_missing_files(tmp_path):
             assert f"annotations/{kind}_{part}2017.json" in str(error.value)
     make(tmp_path, 2014)
     (tmp_path / "annotations" / "instances_val2014.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"missing: annotations/instances_val2014.json \("):
+    with pytest.raises(FileNotFoundError, match=r"missing: annotations/instances_val2014.json\. Mend"):
         read(tmp_path)
 
 
