@@ -30,6 +30,15 @@ class SourceImage(NamedTuple):
     listed: str
     box: tuple[int, int, int, int] | None = None
 
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """Where the file may be. On POSIX a backslash may be part of a name: the name as it is listed comes first.
+
+        Raises:
+            ValueError: the path leaves the folder.
+        """
+        return self.root / self.listed, self.root / image_path(self.listed)
+
 
 @dataclass(frozen=True)
 class Check:

@@ -194,8 +194,7 @@ def _read(image: Any, where: str) -> tuple[bytes | None, str]:
     """The bytes of the file (None: there is none) and its name."""
     name = _name(image, where)
     if isinstance(image, SourceImage):
-        # On POSIX a backslash may be part of a name: the name as it is listed comes first.
-        return _first_file(image.root / image.listed, image.root / name), name
+        return _first_file(*image.paths), name
     if isinstance(image, str | os.PathLike):
         return _first_file(Path(image)), name
     if isinstance(image, Mapping):
