@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny trunks, seeded images, and the folder of real data that stands beside the repository on some machines."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -165,3 +166,36 @@ def run(tmp_path, tiny_data):
     torch.set_num_threads(1)
     yield lambda *flags, name="run", **settings: train(tiny_data, tmp_path / name, *flags, **settings)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread(tmp_path_factory):
+    """One thread, and Arrow files in a folder of the tests' own."""
+    import datasets
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def prepared(one_thread, tmp_path_factory):
+    """name, settings of its maker in raw_sets → the folder of a prepared data set; each is prepared once a module."""
+    done = {}
+
+    def prepare(name, **settings):
+        key = name, *settings.items()
+        if key not in done:
+            folder = tmp_path_factory.mktemp(name)
+            source = importlib.import_module(f"raw_sets.{name}").make(folder / "raw", **settings)
+            main = importlib.import_module(f"data_scripts.{name}").main
+            summary = main(["--source", str(source), "--output", str(folder / "set")])
+            assert not summary.bad_rows.total
+            done[key] = folder / "set"
+        return done[key]
+
+    return prepare

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each recipe of the papers' data sets starts on a tiny set of the same form, with the settings that it names."""
 
-import importlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,8 @@ from tiny_runs import write_increments
 
 from modeling_mclfir.continual import METHODS
 from modeling_mclfir.training.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 SETS = ("fashionai", "darn", "deepfashion", "zappos50k")
@@ -46,38 +47,6 @@ def family_of(name):
 
 def set_of(name):
     return next(part for part in SETS if part in name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(tmp_path_factory):
-    """One thread, and Arrow files in a folder of the tests' own."""
-    import datasets
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """name, settings of its maker → the folder of a prepared data set; each is prepared once."""
-    done = {}
-
-    def prepare(name, **settings):
-        key = name, *settings.items()
-        if key not in done:
-            folder = tmp_path_factory.mktemp(name)
-            source = importlib.import_module(f"raw_sets.{name}").make(folder / "raw", **settings)
-            importlib.import_module(f"data_scripts.{name}").main(
-                ["--source", str(source), "--output", str(folder / "set")]
-            )
-            done[key] = folder / "set"
-        return done[key]
-
-    return prepare
 
 
 @pytest.fixture(scope="module")

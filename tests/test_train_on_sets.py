@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the raw files of a data set to a report: each script's output is learned from, on tiny images."""
 
-import importlib
 import json
 import math
 import shutil
 
 import pytest
-import torch
 from tiny_runs import assert_equal_weights, train, weights, write_increments
 
 from modeling_mclfir.data.increments import load_increments
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Data set → what it can be evaluated on.
 SETS = {
@@ -26,38 +26,6 @@ SETS = {
 }
 RUN = {"epochs": 0.25, "num_views": 1}
 CONDITIONS = ("class", "closure", "gender", "heel")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(tmp_path_factory):
-    """One thread, and Arrow files in a folder of the tests' own."""
-    import datasets
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """name → the folder of its prepared data set; each is prepared once."""
-    done = {}
-
-    def prepare(name, **settings):
-        key = name, *settings.items()
-        if key not in done:
-            folder = tmp_path_factory.mktemp(name)
-            source = importlib.import_module(f"raw_sets.{name}").make(folder / "raw", **settings)
-            main = importlib.import_module(f"data_scripts.{name}").main
-            summary = main(["--source", str(source), "--output", str(folder / "set")])
-            assert not summary.bad_rows.total
-            done[key] = folder / "set"
-        return done[key]
-
-    return prepare
 
 
 def first_increments(folder, path, number=2):
