@@ -36,7 +36,8 @@ class MclfirModelOutput(ModelOutput):
 
     Args:
         feature_maps (`list` of `(N, C_l, H_l, W_l)`): outputs of the units in `out_indices`, finest first.
-        pooled (`(N, C)`): the trunk's last output, averaged over places.
+        pooled (`(N, C)`): output of the last unit that runs (the trunk's last; where no head reads that, that of the
+            highest map), averaged over places.
         shared_features: output of the part of the trunk that all increments share; may be handed in again.
     """
 
@@ -57,8 +58,8 @@ class MclfirRetrievalOutput(ModelOutput):
         attribute_logits (`(N, A)`, in training, where every head asked has a classification branch): for each
             attribute whether the image was drawn for it. A tensor of `attribute_ids` gives the logits of all
             attributes of the one increment that owns them, None where several do.
-        pooled (`(N, C)`, where all that is asked for belongs to one increment): the trunk's last output, averaged over
-            places, as that increment's adapter makes it.
+        pooled (`(N, C)`, where all that is asked for belongs to one increment): as in `MclfirModelOutput`, with that
+            increment's adapter.
     """
 
     embeds: torch.Tensor | None = None
@@ -138,9 +139,9 @@ class MclfirModel(MclfirPreTrainedModel):
                 f"head_type {config.head_type!r} needs maps of {heads.num_maps(config)} levels; out_indices "
                 f"{config.out_indices} name {len(self.out_units)}. Name more, or switch use_low_level_branch off."
             )
-        # Units above the last map feed the pooled features alone: where no head reads those nobody learns there.
-        self.last_learned = num_units - 1 if heads.reads_pooled(config) else self.out_units[-1]
-        adaptable = self.units.adaptable_modules(self.first_adapted, self.last_learned + 1)
+        # Units above the last map feed the pooled features alone: where no head reads those they need not run.
+        self.last_unit = num_units - 1 if heads.reads_pooled(config) else self.out_units[-1]
+        adaptable = self.units.adaptable_modules(self.first_adapted, self.last_unit + 1)
         if config.adapter_policy != "frozen" and not adaptable:
             raise ValueError(
                 f"There is no layer to adapt above unit {self.first_adapted - 1} (num_adapted_blocks "
@@ -154,7 +155,7 @@ class MclfirModel(MclfirPreTrainedModel):
 
     def adapter_settings(self) -> LoraConfig:
         """PEFT settings of every adapter of this model."""
-        targets = self.units.adaptable_modules(self.first_adapted, self.last_learned + 1)
+        targets = self.units.adaptable_modules(self.first_adapted, self.last_unit + 1)
         # A layer that an earlier adapter wrapped is named with its wrapper's parts: keep the wrapped layer's own name.
         clean = [name.removesuffix(".base_layer") for name in targets if ".lora_" not in name]
         return lora_config(self.config, list(dict.fromkeys(clean)))
@@ -180,11 +181,11 @@ class MclfirModel(MclfirPreTrainedModel):
         name = None if increment_id is None else self.config.adapter_name(increment_id)
         with use_adapter(adapter_layers(self.trunk), name):
             if self.units.opaque:
-                states = self.units.run_opaque(shared_features)
-                last, kept = states[-1], dict(enumerate(states))
+                kept = dict(enumerate(self.units.run_opaque(shared_features)))
+                last = kept[self.last_unit]
             else:
                 last, kept = self.units.run(
-                    shared_features, self.first_adapted, self.num_units, tuple(self.out_units)
+                    shared_features, self.first_adapted, self.last_unit + 1, tuple(self.out_units)
                 )
                 kept[self.first_adapted - 1] = shared_features
         vision_config = self.config.vision_config
@@ -339,7 +340,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
     def _free_trunk(self) -> None:
         # Not its poolers, classification heads and mask tokens, which never run here (distributed training refuses
         # parameters without gradients), nor the adapters of later increments.
-        units, stop = self.mclfir.units, self.mclfir.last_learned + 1
+        units, stop = self.mclfir.units, self.mclfir.last_unit + 1
         used = "" if units.opaque else tuple(f"{name}." for unit in units.names[:stop] for name in unit)
         for name, parameter in self.mclfir.trunk.named_parameters():
             idle = ".lora_" in name or name.endswith("mask_token")

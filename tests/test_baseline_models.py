@@ -113,9 +113,9 @@ def test_gradients_reach_every_parameter_that_learns(make_model, family, images,
 
 def test_maps_below_the_pooled_features_are_the_top_where_those_are_not_read(make_model):
     settings = {"num_adapted_blocks": 3, "out_indices": [2, 4]}
-    tops = {name: make_model("resnet", **KINDS[name], **settings).mclfir.last_learned for name in BASELINES}
+    tops = {name: make_model("resnet", **KINDS[name], **settings).mclfir.last_unit for name in BASELINES}
     assert tops == {"linear": 5, "csn": 5, "asen": 4, "asen_v2": 4, "ag_man": 4, "mclfir_published": 4}
-    assert make_model("resnet", **KINDS["ag_man classifying"], **settings).mclfir.last_learned == 5
+    assert make_model("resnet", **KINDS["ag_man classifying"], **settings).mclfir.last_unit == 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

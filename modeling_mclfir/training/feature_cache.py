@@ -10,12 +10,15 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..data.augmentation import Augmentation, view_generator
@@ -55,6 +58,7 @@ class FeatureCache:
         Features of every row of `table` in one view, (N, …), read-only; None where the cap forbids it.
 
         Filled on first use, by all processes together: whichever has the work, chunks and so values are the same.
+        Of several runs with one cache, one fills and the others wait for it.
         """
         with torch.no_grad():
             pixels = load_pixels(table, [0], view, processor, augmentation, seed).to(accelerator.device)
@@ -63,21 +67,23 @@ class FeatureCache:
         key = self._key(model, processor, table, view, augmentation, seed, dtype)
         path = self.folder / f"{table.split}-view{view}-{key}.npy"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if not path.exists():
-            used = sum(file.stat().st_size for file in self.folder.glob("*.npy")) if self.folder.exists() else 0
-            if used + size > self.max_bytes:
+        with self._lock(accelerator):
+            used = sum(file.stat().st_size for file in self.folder.glob("*.npy"))
+            # Other runs may share the folder: one process looks, or each would look at its own time.
+            missing, fits = broadcast_object_list([not path.exists(), used + size <= self.max_bytes])
+            if missing and not fits:
                 logger.warning(
                     f"{table.split} view {view} would need {size / 2**30:.1f} GiB of feature cache, past the cap of "
                     f"{self.max_bytes / 2**30:.1f} GiB (--max_cache_gib): it is computed afresh each time instead."
                 )
                 return None
-            self._fill(path, shape, dtype, model, processor, table, view, accelerator, augmentation, seed)
+            if missing:
+                self._fill(path, shape, dtype, model, processor, table, view, accelerator, augmentation, seed)
         return np.load(path, mmap_mode="r")
 
     def _fill(self, path, shape, dtype, model, processor, table, view, accelerator, augmentation, seed) -> None:
         partial = path.with_suffix(".partial")
         if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape).flush()
         accelerator.wait_for_everyone()
         target = np.lib.format.open_memmap(partial, mode="r+")
@@ -97,6 +103,12 @@ class FeatureCache:
             os.replace(partial, path)
         accelerator.wait_for_everyone()
 
+    def _lock(self, accelerator: Accelerator):
+        if not accelerator.is_main_process:
+            return nullcontext()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock")
+
     def _key(self, model, processor, table, view, augmentation, seed, dtype) -> str:
         digest = hashlib.sha256()
         digest.update(shared_fingerprint(model).encode())
@@ -111,9 +123,7 @@ class FeatureCache:
         return digest.hexdigest()[:20]
 
 
-def load_pixels(
-    table: ImageTable, rows, views, processor, augmentation: Augmentation, seed: int
-) -> torch.Tensor:
+def load_pixels(table: ImageTable, rows, views, processor, augmentation: Augmentation, seed: int) -> torch.Tensor:
     """Images of some rows, each in its view (one number for all, or one a row), preprocessed: (n, 3, H, W)."""
     rows = list(rows)
     views = [views] * len(rows) if isinstance(views, int) else list(views)

@@ -2,24 +2,33 @@
 """Which parts earn their cost: heads × losses × teacher on a prepared data set, by successive halving.
 
     python tests/benchmarks/attribute_study.py --dataset DIR --recipe mobilenetv2-stanford --trunk DIR --output DIR
+    python tests/benchmarks/attribute_study.py --dataset DIR --recipe mobilenetv2-myntra --trunk DIR --output DIR2 \\
+        --finalists DIR --final-epochs 3
 
-Every combination is trained for a few epochs and scored on val; the better part goes on to the next rung with more
-epochs; the last ones are trained in full with several seeds and scored on query. A run that is finished is not
-repeated: stop the study at any time (or after --minutes), and the same command goes on. study.md and study.json are
-rewritten after each run.
+The first command trains every combination for an epoch and scores it on val; the best of each head and the best of
+all go on with more epochs, at two learning rates; parts are taken from the best of our own heads one by one; the best
+are trained in full with several seeds and scored on query. The second takes the finalists of the first to another
+data set. A run that is finished is not repeated: stop the study at any time (or after --minutes), and the same
+command goes on. study.md and study.json are rewritten after each run.
 """
 
 import argparse
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import train_mclfir  # noqa: E402  imported before the runs fork, so that none pays for it again
+
 # All give 128 numbers, so that an index costs the same; the other sizes are the papers' shares of it.
 HEADS = {
     "mclfir": {},
@@ -37,24 +46,40 @@ LOSSES = {
     "value_aware_prototypes": {"same_value": "positives", "prototype_weight": 1.0},
 }
 TEACHERS = {"alone": {}, "teacher": {"method": "ema_distillation"}}
-# Found by the value-aware loss; the others are given both, for none shall lose by a rate that suits another.
-RATES = {"slow": {"learning_rate": 0.001}, "fast": {"learning_rate": 0.004}}
+# The fast one was found by our own heads; what goes on is given both, for none shall lose by a rate that suits others.
+RATES = {"fast": {"learning_rate": 0.004}, "slow": {"learning_rate": 0.001}}
+AXES = (HEADS, LOSSES, TEACHERS, RATES)
+# Our heads without one of their parts each, and what the adapters and the second level of maps bring.
+PARTS = {
+    "whole": {},
+    "no spatial attention": {"use_spatial_attention": False},
+    "no channel attention": {"use_channel_attention": False},
+    "no attention": {"use_spatial_attention": False, "use_channel_attention": False},
+    "no pooled features": {"head_rank": 0},
+    "no adapters": {"adapter_policy": "frozen"},
+}
 
 
-def cells() -> dict[str, dict]:
-    """Name → settings that differ from the recipe."""
-    axes = [list(axis.items()) for axis in (HEADS, LOSSES, TEACHERS, RATES)]
-    result = {}
-    for choice in product(*axes):
-        settings = {"prototype_weight": 0.0}
-        for _, part in choice:
-            settings |= part
-        result["-".join(name for name, _ in choice)] = settings
-    return result
+def settings_of(name: str) -> dict:
+    """What a combination such as mclfir-infonce-alone-fast sets beside the recipe."""
+    settings = {"prototype_weight": 0.0}
+    for choice, axis in zip(name.split("-"), AXES, strict=True):
+        settings |= axis[choice]
+    return settings
+
+
+def _train_here(words: list[str], log: Path, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    train_mclfir.main(words)
 
 
 def train(folder: Path, settings: dict, options: argparse.Namespace, epochs: int, seed: int, evaluate_on: str) -> dict:
-    """The report of a run; of an earlier one, where it is finished."""
+    """The report of a run in a process of its own; of an earlier one, where it is finished."""
     report = folder / "report.json"
     if report.exists() and (found := json.loads(report.read_text()))["finished"]:
         return found
@@ -63,13 +88,16 @@ def train(folder: Path, settings: dict, options: argparse.Namespace, epochs: int
         "cache_dir": options.output / "cache", "epochs": epochs, "seed": seed, "evaluate_on": evaluate_on,
         "plots": False, "save_steps": 0, "report_to": "none", **settings,
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "train_mclfir.py")]
-    command += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     if any(folder.glob("increment-*")):
-        command += ["--resume"]
+        words += ["--resume"]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log)
+    log = folder / "log.txt"
+    child = multiprocessing.get_context("fork").Process(target=_train_here, args=(words, log, options.threads))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(f"{folder.name} ended with {child.exitcode}; see {log}")
     for path in (*folder.glob("increment-*/*.safetensors"), *folder.glob("last/*.safetensors")):
         path.unlink()  # the scores are what is wanted; a study's weights would fill the disk
     return json.loads(report.read_text())
@@ -88,44 +116,82 @@ class Study:
         self.end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
 
     def run(self) -> None:
-        """All rungs, then the last ones with several seeds; ends early where the time is up."""
-        names = list(cells())
+        """All stages; ends early where the time is up."""
         options = self.options
-        for rung, (epochs, keep) in enumerate(zip(options.epochs, options.keep, strict=True)):
-            scores = {}
-            for name in names:
-                report = self._one(f"rung{rung}/{name}", cells()[name], epochs, options.seed, "val")
-                if report is None:
-                    return
-                scores[name] = score(report)
-            names = self._best(scores, keep)
-        for name, seed in product(names, range(options.seed, options.seed + options.seeds)):
-            if self._one(f"final/{name}/seed{seed}", cells()[name], options.final_epochs, seed, "query") is None:
-                return
+        if options.finalists:
+            finalists = json.loads((options.finalists / "finalists.json").read_text())[: options.keep_finalists]
+            self._last(finalists, finalists)
+            return
+        first = ["-".join(choice) + "-fast" for choice in product(HEADS, LOSSES, TEACHERS)]
+        scores = self._stage("rung0", {name: settings_of(name) for name in first}, options.epochs[0])
+        if scores is None:
+            return
+        names = self._best(scores, options.keep)
+        names += [name.replace("-fast", "-slow") for name in names]
+        scores = self._stage("rung1", {name: settings_of(name) for name in names}, options.epochs[1])
+        if scores is None:
+            return
+        ours = max((name for name in scores if name.startswith("mclfir-")), key=scores.get)
+        parts = {name: settings_of(ours) | part for name, part in PARTS.items()}
+        if self._stage("parts", parts, options.epochs[1]) is None:
+            return
+        names = self._best(scores, 0)
+        finalists = names[: options.keep_finalists]
+        (options.output / "finalists.json").write_text(json.dumps(finalists))
+        self._last(names, finalists)
 
     def _best(self, scores: dict[str, float], keep: int) -> list[str]:
-        # The best of each head stays until the end, or the table would not compare heads at their best.
+        """The best `keep` and the best of each head (a table compares heads at their best), best first."""
         ordered = sorted(scores, key=scores.get, reverse=True)
         best_of_head = {name.split("-")[0]: name for name in reversed(ordered)}
         return [name for place, name in enumerate(ordered) if place < keep or name in best_of_head.values()]
+
+    def _stage(self, stage: str, runs: dict[str, dict], epochs: int) -> dict[str, float] | None:
+        """Scores on val of runs with one seed; None where the time was up."""
+        jobs = [(f"{stage}/{name}", settings, epochs, self.options.seed, "val") for name, settings in runs.items()]
+        reports = list(self._all(jobs))
+        return None if None in reports else dict(zip(runs, map(score, reports), strict=True))
+
+    def _last(self, names: list[str], finalists: list[str]) -> None:
+        """In full on query: everything with the first seed, then the finalists with the others, then the rest."""
+        options, seeds = self.options, range(self.options.seed, self.options.seed + self.options.seeds)
+        rest = [name for name in names if name not in finalists]
+        order = [(name, seeds[0]) for name in names] + [*product(finalists, seeds[1:]), *product(rest, seeds[1:])]
+        jobs = [
+            (f"final/{name}/seed{seed}", settings_of(name), options.final_epochs, seed, "query")
+            for name, seed in order
+        ]
+        list(self._all(jobs))
+
+    def _all(self, jobs: list[tuple]) -> Iterator[dict | None]:
+        """Reports of jobs, `workers` at a time."""
+        with ThreadPoolExecutor(self.options.workers) as pool:
+            for job, report in zip(jobs, pool.map(lambda job: self._one(*job), jobs), strict=True):
+                if report is not None:
+                    self._note(job[0], job[2], report)
+                yield report
 
     def _one(self, place: str, settings: dict, epochs: int, seed: int, evaluate_on: str) -> dict | None:
         folder = self.options.output / place
         if time.monotonic() > self.end and not (folder / "report.json").exists():
             return None
-        report = train(folder, settings, self.options, epochs, seed, evaluate_on)
+        return train(folder, settings, self.options, epochs, seed, evaluate_on)
+
+    def _note(self, place: str, epochs: int, report: dict) -> None:
+        steps = max(1, report["cost"]["steps"])
         self.rows[place] = {
             "map": score(report),
             "gain": 100 * report["average"]["gain_over_prior"],
             "seconds": report["cost"]["seconds"],
+            "gflops_a_sample": report["cost"]["flops"] / max(1, report["cost"]["samples"]) / 1e9,
+            "steps": steps,
             "parameters": report["parameters"]["added_per_attribute"],
             "epochs": epochs,
         }
         self.write()
-        return report
 
     def write(self) -> None:
-        """study.json with every run, study.md with a table for each rung and one for the last ones."""
+        """study.json with every run, study.md with a table for each stage."""
         self.options.output.mkdir(parents=True, exist_ok=True)
         (self.options.output / "study.json").write_text(json.dumps(self.rows, indent=1))
         groups: dict[str, dict[str, list[dict]]] = {}
@@ -137,18 +203,24 @@ class Study:
             where = "query and gallery" if stage == "final" else "val"
             epochs = next(iter(runs.values()))[0]["epochs"]
             lines += [f"## {stage}: {epochs} epochs, scored on {where}", ""]
-            lines += ["| head | loss | teacher | rate | MAP % | gain % | parameters | seconds | runs |"]
-            lines += ["| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+            lines += ["| head | loss | teacher | rate |" if stage != "parts" else "| our heads |"]
+            lines[-1] += " MAP % | gain % | added an attribute | GFLOPs a sample | seconds | runs |"
+            names = lines[-1].count("|") - 7
+            lines += ["|" + " --- |" * names + " ---: |" * 6]
             for name, found in sorted(runs.items(), key=lambda item: -np.mean([row["map"] for row in item[1]])):
-                maps = [row["map"] for row in found]
-                spread = f" ± {np.std(maps, ddof=1):.2f}" if len(maps) > 1 else ""
-                means = {key: np.mean([row[key] for row in found]) for key in ("gain", "parameters", "seconds")}
-                lines.append(
-                    f"| {' | '.join(name.split('-'))} | {np.mean(maps):.2f}{spread} | {means['gain']:.1f} | "
-                    f"{means['parameters']:,.0f} | {means['seconds']:.0f} | {len(maps)} |"
-                )
+                lines.append(self._line(name.split("-") if stage != "parts" else [name], found))
             lines.append("")
         (self.options.output / "study.md").write_text("\n".join(lines))
+
+    def _line(self, names: list[str], found: list[dict]) -> str:
+        maps = [row["map"] for row in found]
+        spread = f" ± {np.std(maps, ddof=1):.2f}" if len(maps) > 1 else ""
+        keys = ("gain", "parameters", "gflops_a_sample", "seconds")
+        means = {key: np.mean([row[key] for row in found]) for key in keys}
+        return (
+            f"| {' | '.join(names)} | {np.mean(maps):.2f}{spread} | {means['gain']:.1f} | "
+            f"{means['parameters']:,.0f} | {means['gflops_a_sample']:.2f} | {means['seconds']:.0f} | {len(maps)} |"
+        )
 
 
 def main() -> None:
@@ -157,12 +229,18 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--trunk", default=None)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 4], help="of each rung")
-    parser.add_argument("--keep", type=int, nargs="+", default=[24, 3], help="cells that go on from each rung")
+    parser.add_argument("--finalists", type=Path, default=None, help="output of a study whose finalists run here")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[1, 4], help="of the first two rungs")
+    parser.add_argument(
+        "--keep", type=int, default=8, help="best combinations that go on, beside the best of each head"
+    )
+    parser.add_argument("--keep-finalists", type=int, default=3)
     parser.add_argument("--final-epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=None, help="begin no run after that time")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     options = parser.parse_args()
     study = Study(options)
     study.run()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,7 +68,23 @@ def test_a_file_is_filled_once_and_known_by_what_it_was_made_from(fill, tmp_path
     names.add(fill().filename)
     with torch.no_grad():
         next(model.mclfir.trunk.parameters()).sub_(1.0)
-    assert len(names) == 7 and len(list((tmp_path / "cache").iterdir())) == 7
+    assert len(names) == 7 and len(list((tmp_path / "cache").glob("*.npy"))) == 7
+
+
+def test_of_two_runs_with_one_cache_one_fills_and_the_other_waits(fill, model, table, monkeypatch):
+    fillings, fill_file = [], FeatureCache._fill
+
+    def counted(self, path, *rest):
+        fillings.append(path)
+        time.sleep(0.5)  # the other one comes meanwhile
+        fill_file(self, path, *rest)
+
+    monkeypatch.setattr(FeatureCache, "_fill", counted)
+    with ThreadPoolExecutor(2) as pool:
+        features = [run.result() for run in [pool.submit(fill, 1, dtype="float32") for _ in range(2)]]
+    assert len(fillings) == 1
+    for found in features:
+        np.testing.assert_allclose(found, computed(model, table, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_saving_and_increments_change_nothing_in_the_key(fill, tmp_path, model, table):
