@@ -17,9 +17,9 @@ except PackageNotFoundError:
 
 _HOMES = {
     "MclfirConfig": "configuration_mclfir",
-    "MclfirModel": "modeling_mclfir",
+    "MclfirModel": "base_mclfir",
     "MclfirForImageRetrieval": "modeling_mclfir",
-    "MclfirModelOutput": "modeling_mclfir",
+    "MclfirModelOutput": "base_mclfir",
     "MclfirRetrievalOutput": "modeling_mclfir",
     "MclfirImageProcessor": "processing_mclfir",
     "ValueIndex": "value_index",

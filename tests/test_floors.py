@@ -27,6 +27,7 @@ FLOORS = {
     "metrics": 1,
     "index": 1,
     "data": 1,
+    "base_mclfir": 2,
     "modeling_mclfir": 2,
     "modeling_mclfir_text": 3,
     "continual": 4,
@@ -38,14 +39,16 @@ FLOORS = {
 }
 GLUE = ("auto_registration", "")
 LEAVES = ("losses", "metrics", "index", "data")
-# The evaluator and the training loop are one floor and one subject: they may know each other. So may the heads. The
-# index of values reads tables and writes folders as training does.
+# The evaluator and the training loop are one floor and one subject: they may know each other. So may the heads, and
+# the models their base. The index of values reads tables and writes folders as training does.
 SAME_HOUSE = {
     "training": "training",
     "evaluation": "training",
     "value_index": "training",
     "cli": "cli",
     "demo": "cli",
+    "base_mclfir": "models",
+    "modeling_mclfir": "models",
     "attention_mclfir": "heads",
     "baseline_heads_mclfir": "heads",
     "ag_man_mclfir": "heads",

@@ -85,7 +85,8 @@ class InfoNCE(nn.Module):
         check_doublets(embeds, labels, image_ids, sets)
         positives, candidates = self._roles(labels, image_ids, sets)
         embeds = embeds.float().transpose(0, 1)  # (A, N, D)
-        similarity = embeds @ embeds.transpose(1, 2)  # (A, N, N)
+        with torch.autocast(embeds.device.type, enabled=False):  # a low temperature makes bfloat16's steps large
+            similarity = embeds @ embeds.transpose(1, 2)  # (A, N, N)
         if self.logit_scale is None:
             logits = similarity / self.temperature
         else:

@@ -48,7 +48,8 @@ class PrototypeInfoNCE(nn.Module):
             the mean over attributes of the mean over labelled rows; 0 where there is none.
         """
         prototypes = for_copies(functional.normalize(self.prototypes, dim=-1), num_copies)
-        logits = torch.einsum("nad,avd->nav", embeds.float(), prototypes) / self.temperature
+        with torch.autocast(embeds.device.type, enabled=False):  # as in InfoNCE
+            logits = torch.einsum("nad,avd->nav", embeds.float(), prototypes) / self.temperature
         logits = logits.masked_fill(self.padding, torch.finfo(logits.dtype).min)
         known = labels >= 0
         per_row = functional.cross_entropy(logits.flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none")

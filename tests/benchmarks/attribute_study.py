@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -75,7 +76,12 @@ def _train_here(words: list[str], log: Path, threads: int) -> None:
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    train_mclfir.main(words)
+    try:
+        train_mclfir.main(words)
+    except BaseException:
+        traceback.print_exc(file=open(log, "a"))
+        os._exit(1)
+    os._exit(0)
 
 
 def train(folder: Path, settings: dict, options: argparse.Namespace, epochs: int, seed: int, evaluate_on: str) -> dict:

@@ -307,3 +307,13 @@ def test_doublets_as_published_are_a_softmax_over_all_other_rows():
     logits = (embeds[:, 0] @ embeds[:, 0].T / 0.3).fill_diagonal_(float("-inf"))
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(8) ^ 1)
     assert InfoNCE(0.3, "negatives")(embeds, labels, ids).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_autocast_changes_nothing():
+    torch.manual_seed(0)
+    embeds = torch.nn.functional.normalize(torch.randn(8, 2, 16), dim=-1)
+    labels, image_ids = torch.randint(0, 2, (8, 2)), torch.arange(8)
+    loss = InfoNCE(0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(embeds, labels, image_ids)
+    assert torch.equal(found, loss(embeds, labels, image_ids))

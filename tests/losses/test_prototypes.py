@@ -67,3 +67,10 @@ def test_no_labels_give_zero_with_gradients_of_zero():
 def test_bad_settings_are_refused(values, temperature):
     with pytest.raises(ValueError):
         PrototypeInfoNCE(values, 4, temperature)
+
+
+def test_autocast_changes_nothing():
+    loss, embeds, labels = example()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(embeds, labels)
+    assert torch.equal(found, loss(embeds, labels))

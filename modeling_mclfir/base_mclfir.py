@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all mclfir models stand on: loading and saving, and the trunk with an adapter an increment (floor 2).
+
+Travels to the Hub with a checkpoint.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .adapters_mclfir import adapter_layers, add_adapter, lora_config, use_adapter
+from .ag_man_mclfir import AgManHeads
+from .attention_mclfir import AttributeHeads, IncrementHeads
+from .baseline_heads_mclfir import AsenHeads, AsenV2Heads, CsnHeads, LinearHeads, MclfirPublishedHeads
+from .configuration_mclfir import MclfirConfig
+from .trunk_mclfir import TrunkUnits, fold_tokens, unit_channels
+
+HEADS = {
+    "mclfir": AttributeHeads,
+    "linear": LinearHeads,
+    "csn": CsnHeads,
+    "asen": AsenHeads,
+    "asen_v2": AsenV2Heads,
+    "ag_man": AgManHeads,
+    "mclfir_published": MclfirPublishedHeads,
+}
+
+
+@dataclass
+class MclfirModelOutput(ModelOutput):
+    """
+    Features of one increment.
+
+    Args:
+        feature_maps (`list` of `(N, C_l, H_l, W_l)`): outputs of the units in `out_indices`, finest first.
+        pooled (`(N, C)`): output of the last unit that runs (the trunk's last; where no head reads that, that of the
+            highest map), averaged over places.
+        shared_features: output of the part of the trunk that all increments share; may be handed in again.
+    """
+
+    feature_maps: list[torch.Tensor] | None = None
+    pooled: torch.Tensor | None = None
+    shared_features: torch.Tensor | None = None
+
+
+class MclfirPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, common to all mclfir models."""
+
+    config_class = MclfirConfig
+    base_model_prefix = "mclfir"
+    main_input_name = "pixel_values"
+    _auto_class = "AutoModel"
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        As always, with every tensor at an aligned address: weights are mapped from the file wherever they lie there,
+        and some matrix kernels round differently off the alignment. So a loaded model answers bit for bit as saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Called by from_pretrained for weights a checkpoint lacks. Trunk, adapters and heads draw their own.
+        if isinstance(module, IncrementHeads):
+            module.reset()
+
+
+class MclfirModel(MclfirPreTrainedModel):
+    """
+    A vision trunk with one adapter an increment: images → feature maps, as the increment sees them.
+
+    The adapters that `config.increments` lists are rebuilt here, so that `from_pretrained` finds their places.
+    """
+
+    def __init__(self, config: MclfirConfig):
+        super().__init__(config)
+        if config.vision_config is None:
+            raise ValueError("MclfirConfig.vision_config is missing; build a model with from_trunk(ID_OR_CONFIG).")
+        self.trunk = AutoModel.from_config(config.vision_config)
+        self._set_up_trunk()
+        for name in config.adapter_names():
+            add_adapter(self.trunk, self.adapter_settings(), name)
+        self.post_init()
+
+    def _set_up_trunk(self) -> None:
+        config = self.config
+        self.units = TrunkUnits(self.trunk)
+        if config.trunk_channels is None:
+            config.trunk_channels = unit_channels(self.units)
+        num_units = len(config.trunk_channels)
+        self.first_adapted = self.units.first_adapted(config.num_adapted_blocks)
+        if config.out_indices is None:
+            last = num_units - 1 if self.units.opaque else self.units.last_block()
+            config.out_indices = sorted({min(max(self.first_adapted - 1, 0), last), last})
+        wrong = [index for index in config.out_indices if not -num_units <= index < num_units]
+        if wrong:
+            raise ValueError(f"out_indices {wrong} are not units of this trunk: it has {num_units} (0 is the stem).")
+        self.out_units = sorted({index % num_units for index in config.out_indices})
+        lost = [index for index in self.out_units if index < self.first_adapted - 1]
+        if lost:
+            raise ValueError(
+                f"out_indices {lost} lie below the shared part's last unit ({self.first_adapted - 1}), whose output "
+                "alone is kept between the parts; use that unit or later ones, or adapt more blocks."
+            )
+        heads = HEADS[config.head_type]
+        if len(self.out_units) < heads.num_maps(config):
+            raise ValueError(
+                f"head_type {config.head_type!r} needs maps of {heads.num_maps(config)} levels; out_indices "
+                f"{config.out_indices} name {len(self.out_units)}. Name more, or switch use_low_level_branch off."
+            )
+        # Units above the last map feed the pooled features alone: where no head reads those they need not run.
+        self.last_unit = num_units - 1 if heads.reads_pooled(config) else self.out_units[-1]
+        adaptable = self.units.adaptable_modules(self.first_adapted, self.last_unit + 1)
+        if config.adapter_policy != "frozen" and not adaptable:
+            raise ValueError(
+                f"There is no layer to adapt above unit {self.first_adapted - 1} (num_adapted_blocks "
+                f"{config.num_adapted_blocks}); raise num_adapted_blocks, or take adapter_policy='frozen'."
+            )
+
+    @property
+    def num_units(self) -> int:
+        """Units of the trunk: the stem, the blocks and, where the family has one, a final layer."""
+        return len(self.config.trunk_channels)
+
+    def adapter_settings(self) -> LoraConfig:
+        """PEFT settings of every adapter of this model."""
+        targets = self.units.adaptable_modules(self.first_adapted, self.last_unit + 1)
+        # A layer that an earlier adapter wrapped is named with its wrapper's parts: keep the wrapped layer's own name.
+        clean = [name.removesuffix(".base_layer") for name in targets if ".lora_" not in name]
+        return lora_config(self.config, list(dict.fromkeys(clean)))
+
+    def shared_forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The part below the first adapted unit: (N, 3, H, W) → its output, the same for every increment."""
+        expected = getattr(self.config.vision_config, "num_channels", 3)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
+            raise ValueError(f"pixel_values must be (N, {expected}, H, W); got {tuple(pixel_values.shape)}.")
+        if self.units.opaque:
+            return pixel_values
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_trains):
+            hidden, _ = self.units.run(pixel_values, 0, self.first_adapted)
+        return hidden
+
+    @property
+    def trunk_trains(self) -> bool:
+        """Whether the trunk itself is learning (base_training); else its shared part runs without gradients."""
+        return getattr(self, "_trunk_trains", False)
+
+    def increment_forward(self, shared_features: torch.Tensor, increment_id: int | None) -> MclfirModelOutput:
+        """The part above, with the increment's adapter (None: the bare trunk): shared features → maps and pooled."""
+        name = None if increment_id is None else self.config.adapter_name(increment_id)
+        with use_adapter(adapter_layers(self.trunk), name):
+            if self.units.opaque:
+                kept = dict(enumerate(self.units.run_opaque(shared_features)))
+                last = kept[self.last_unit]
+            else:
+                last, kept = self.units.run(
+                    shared_features, self.first_adapted, self.last_unit + 1, tuple(self.out_units)
+                )
+                kept[self.first_adapted - 1] = shared_features
+        vision_config = self.config.vision_config
+        maps = [fold_tokens(kept[index], vision_config) for index in self.out_units]
+        pooled = fold_tokens(last, vision_config).mean(dim=(2, 3))
+        return MclfirModelOutput(feature_maps=maps, pooled=pooled, shared_features=shared_features)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        increment_id: int | None = None,
+        shared_features: torch.Tensor | None = None,
+    ) -> MclfirModelOutput:
+        """
+        Args:
+            pixel_values: images (N, 3, H, W), from the checkpoint's image processor.
+            increment_id: whose adapter runs; None: the bare trunk.
+            shared_features: what `shared_forward` gave, instead of `pixel_values`.
+        """
+        shared_features = self._shared(pixel_values, shared_features)
+        return self.increment_forward(shared_features, increment_id)
+
+    def _shared(self, pixel_values: torch.Tensor | None, shared_features: torch.Tensor | None) -> torch.Tensor:
+        if (pixel_values is None) == (shared_features is None):
+            raise ValueError("Pass either pixel_values or shared_features, not both and not neither.")
+        return self.shared_forward(pixel_values) if shared_features is None else shared_features
+
+    def train(self, mode: bool = True):
+        """
+        As always, except that batch normalisation of a frozen trunk keeps its statistics, and that its shared part
+        stays in eval mode altogether: what a cache holds is what it would give.
+        """
+        super().train(mode)
+        if mode and not self.trunk_trains:
+            for name in [] if self.units.opaque else sum(self.units.names[: self.first_adapted], []):
+                self.trunk.get_submodule(name).eval()
+            for module in self.trunk.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
