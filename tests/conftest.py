@@ -184,16 +184,17 @@ def one_thread(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(one_thread, tmp_path_factory):
-    """name, settings of its maker in raw_sets → the folder of a prepared data set; each is prepared once a module."""
+    """name, flags of its command, settings of its maker in raw_sets → the folder of a prepared data set; each is
+    prepared once a module."""
     done = {}
 
-    def prepare(name, **settings):
-        key = name, *settings.items()
+    def prepare(name, *flags, **settings):
+        key = name, *flags, *settings.items()
         if key not in done:
             folder = tmp_path_factory.mktemp(name)
             source = importlib.import_module(f"raw_sets.{name}").make(folder / "raw", **settings)
             main = importlib.import_module(f"data_scripts.{name}").main
-            summary = main(["--source", str(source), "--output", str(folder / "set")])
+            summary = main(["--source", str(source), "--output", str(folder / "set"), *flags])
             assert not summary.bad_rows.total
             done[key] = folder / "set"
         return done[key]
