@@ -9,10 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..modeling_mclfir import MclfirForImageRetrieval
-from ..processing_mclfir import MclfirImageProcessor
-from ..training.memory import keep_freed_memory
-from .folder_images import check_checkpoint, folder_batches
+from .checkpoint import open_checkpoint
+from .folder_images import image_batches, image_files
 
 
 def main(arguments: list[str]) -> None:
@@ -34,19 +32,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max_bad_fraction", type=float, default=0.01, help="more bad images than this are an error")
     args = parser.parse_args(arguments)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_checkpoint(args.checkpoint)
-    keep_freed_memory()
-    model = MclfirForImageRetrieval.from_pretrained(args.checkpoint).to(device).eval()
-    processor = MclfirImageProcessor.from_pretrained(args.checkpoint)
+    model, processor = open_checkpoint(args.checkpoint)
     attribute_ids = model.attribute_ids(args.attributes) if args.attributes else None
     known = model.config.attributes
     names = known if attribute_ids is None else [known[index] for index in attribute_ids]
 
     tables = []
-    for kept, pixels in folder_batches(args.images, processor, args.batch_size, args.max_bad_fraction, "embedding"):
+    files = image_files([args.images])
+    for kept, images in image_batches(files, args.batch_size, args.max_bad_fraction, "embedding"):
+        pixels = processor(images, return_tensors="pt")["pixel_values"].to(model.device)
         with torch.no_grad():
-            embeds = model(pixels.to(device), attribute_ids=attribute_ids).embeds.cpu()  # (n, A, D)
+            embeds = model(pixels, attribute_ids=attribute_ids).embeds.cpu()  # (n, A, D)
         tables.append(_table(kept, names, embeds))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_name(args.output.name + ".partial")

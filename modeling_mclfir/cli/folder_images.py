@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a folder, batch by batch, as a model takes them."""
+"""The images of folders, batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..data.images import BadImage, BadRows, decode_image
@@ -12,40 +12,46 @@ from ..data.images import BadImage, BadRows, decode_image
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
-def check_checkpoint(checkpoint: str) -> None:
+def image_files(sources: Sequence[Path]) -> dict[str, Path]:
     """
-    Raises FileNotFoundError where a folder is meant that is not there; what else it may be, only the Hub knows.
-    """
-    folder = Path(checkpoint)
-    if folder.exists() or not (folder.is_absolute() or checkpoint.startswith(".") or len(folder.parts) > 2):
-        return
-    others = sorted(path.name for path in folder.parent.glob("increment-*")) if folder.parent.is_dir() else []
-    found = f"{folder.parent} has {', '.join(others)}" if others else f"{folder.parent} has no increment-XX"
-    raise FileNotFoundError(f"--checkpoint {checkpoint}: no such folder; {found}.")
-
-
-def folder_batches(
-    folder: Path, processor, batch_size: int, max_bad_fraction: float, desc: str
-) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """
-    Names inside the folder, sorted, and pixel values (n, 3, H, W) of each batch.
+    Name → file, sorted, of folders (searched through; a name is the path inside the folder) and single files.
 
     Raises:
-        FileNotFoundError: no image in it.
+        FileNotFoundError: no such folder or file, no image in any.
+        ValueError: two files of one name.
+    """
+    files: dict[str, Path] = {}
+    for source in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: no such folder or image.")
+        found = [path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES]
+        for path in [source] if source.is_file() else found:
+            name = path.name if path == source else str(path.relative_to(source))
+            if files.setdefault(name, path) != path:
+                raise ValueError(f"{files[name]} and {path} would both be named {name}; give the folder above them.")
+    if not files:
+        raise FileNotFoundError(f"{', '.join(map(str, sources))} holds no image ({', '.join(sorted(_SUFFIXES))}).")
+    return dict(sorted(files.items(), key=lambda item: item[1]))
+
+
+def image_batches(
+    files: Mapping[str, Path], batch_size: int, max_bad_fraction: float, desc: str
+) -> Iterator[tuple[list[str], list[Image.Image]]]:
+    """
+    Names and decoded images of each batch.
+
+    Raises:
         ValueError: at the end, more of them are unusable than `max_bad_fraction`.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
-    bad_rows = BadRows()
-    for start in tqdm(range(0, len(files), batch_size), desc=desc, unit="batch"):
+    names, bad_rows = list(files), BadRows()
+    for start in tqdm(range(0, len(names), batch_size), desc=desc, unit="batch"):
         images, kept = [], []
-        for path in files[start : start + batch_size]:
+        for name in names[start : start + batch_size]:
             try:
-                images.append(decode_image(path))
-                kept.append(str(path.relative_to(folder)))
+                images.append(decode_image(files[name]))
+                kept.append(name)
             except BadImage as error:
-                bad_rows.add(error.cause, str(path))
+                bad_rows.add(error.cause, str(files[name]))
         if images:
-            yield kept, processor(images, return_tensors="pt")["pixel_values"]
+            yield kept, images
     bad_rows.check(len(files), max_bad_fraction)

@@ -8,6 +8,8 @@ COMMANDS = {
     "train": ("modeling_mclfir.cli.train", "learn increments of attributes (the same as train_mclfir.py)"),
     "embed": ("modeling_mclfir.cli.embed", "embed images with a checkpoint, one vector an attribute, into Parquet"),
     "tag": ("modeling_mclfir.cli.tag", "the value of each attribute of photos, by the vote of a labelled gallery"),
+    "attend": ("modeling_mclfir.cli.attend", "heat maps of photos: where it looks for each attribute, and its value"),
+    "study": ("modeling_mclfir.cli.study", "continual methods compared: scores, forgetting, costs, pictures"),
     "prepare": ("modeling_mclfir.cli.prepare", "a data set from its raw form to Parquet shards (data_scripts)"),
 }
 

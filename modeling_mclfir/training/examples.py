@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples for the report's pictures: what some queries find, and where the model looks in some photos."""
+"""Examples for the report's pictures: what some queries find."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..data.augmentation import Augmentation
 from ..data.increments import Increment, select_rows
 from ..data.table import ImageTable
 from ..metrics.ranking import cosine_scores, unit_length
-from .feature_cache import load_pixels
 
 _THUMBNAIL = 256  # longest side, pixels
 _GOLDEN = 0.618034  # multiples of it, modulo 1, spread evenly however many are taken
@@ -62,10 +60,7 @@ def retrieval_examples(
             break
     order = [increment.name for increment in increments]
     chosen.sort(key=lambda pick: (order.index(pick[0].name), pick[1]))
-    embeds = dict(embeds)
-    for name in {increment.name for increment, _, _ in chosen} - set(embeds):
-        increment_id = list(model.config.increment_names).index(name)
-        embeds[name] = tuple(evaluator.embed(model, side, increment_id) for side in sides)
+    embeds = complete_embeds(embeds, model, evaluator, sides, {increment.name for increment, _, _ in chosen})
     return [
         _retrieve(candidates[increment.name, position], sides, embeds[increment.name], increment, position, row, k)
         for increment, position, row in chosen
@@ -106,71 +101,17 @@ def _retrieve(candidates, sides, embeds, increment: Increment, position: int, ro
     results = []
     for score, place in zip(ranked.values[: min(k, available)].tolist(), ranked.indices.tolist(), strict=False):
         found = int(candidates.gallery_labels[place])
-        image = _thumbnail(tables[1].image(int(rows[place])))
+        image = thumbnail(tables[1].image(int(rows[place])))
         results.append({"image": image, "value": values[found], "correct": found == label, "score": score})
     return {
         "increment": increment.name,
         "attribute": attribute,
         "value": tables[0].values(attribute)[label],
-        "image": _thumbnail(tables[0].image(row)),
+        "image": thumbnail(tables[0].image(row)),
         "num_relevant": int((candidates.gallery_labels == label).sum()) - int(candidates.same_side),
         "num_gallery": available,
         "results": results,
     }
-
-
-@torch.no_grad()
-def attention_examples(
-    model,
-    evaluator,
-    side,
-    increments: Sequence[Increment],
-    num_images: int = 4,
-    max_attributes: int = 6,
-) -> list[dict]:
-    """
-    Where the model looks in a few photos for a few attributes (by turns over the increments).
-
-    Photos are those with labels of most of the attributes. Increments that the model does not know take no part.
-
-    Args:
-        model: `MclfirForImageRetrieval`.
-        evaluator: for its processor and device.
-        side: where the photos come from (`Side`).
-        increments: those learned so far, in order.
-        num_images: photos, at most.
-        max_attributes: attributes, at most.
-
-    Returns:
-        `{"image", "maps"}` a photo; a map is `{"increment", "attribute", "value", "attention"}` with the attention a
-        float32 (H, W) array that sums to 1 and covers the whole photo, and the value None where there is no label.
-        Empty where the heads have no spatial attention.
-    """
-    names = list(model.config.increment_names)
-    turns = _turns([increment for increment in increments if increment.name in names])[:max_attributes]
-    turns.sort(key=lambda turn: (names.index(turn[0].name), turn[1]))
-    table = side.table
-    if not turns or not len(table):
-        return []
-    labels = np.stack([table.labels(increment.attributes[position]) for increment, position in turns])  # (A, N)
-    rows = _best_labelled(labels, num_images)
-    model.eval()
-    pixels = load_pixels(table, rows, 0, evaluator.processor, Augmentation(), 0).to(evaluator.accelerator.device)
-    ids = [model.config.attribute_range(names.index(increment.name))[position] for increment, position in turns]
-    attentions = model(pixel_values=pixels, attribute_ids=ids, output_attentions=True).attentions
-    if attentions is None:
-        return []
-    attentions = attentions.float().cpu().numpy()  # (n, A, H, W)
-    examples = []
-    for i, row in enumerate(rows):
-        maps = []
-        for j, (increment, position) in enumerate(turns):
-            attribute, label = increment.attributes[position], labels[j, row]
-            value = table.values(attribute)[label] if label >= 0 else None
-            entry = {"increment": increment.name, "attribute": attribute, "value": value}
-            maps.append({**entry, "attention": attentions[i, j]})
-        examples.append({"image": _thumbnail(table.image(row)), "maps": maps})
-    return examples
 
 
 def _turns(increments: Sequence[Increment]) -> list[tuple[Increment, int]]:
@@ -184,24 +125,32 @@ def _turns(increments: Sequence[Increment]) -> list[tuple[Increment, int]]:
     ]
 
 
+def complete_embeds(
+    embeds: Mapping[str, tuple[torch.Tensor, torch.Tensor]], model, evaluator, sides: Sequence, names: Iterable[str]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The embeddings of both sides with those of the named increments, made where they are missing."""
+    missing = [name for name in names if name not in embeds]
+    ids = {name: list(model.config.increment_names).index(name) for name in missing}
+    return dict(embeds) | {name: tuple(evaluator.embed(model, side, ids[name]) for side in sides) for name in missing}
+
+
+def increment_labels(increment: Increment, attribute: str, table: ImageTable) -> np.ndarray:
+    """Labels of an attribute as the increment knows them, int64 (N,): -1 also where a row is not the increment's."""
+    labels = np.full(len(table), -1)
+    rows = select_rows(increment, table)
+    labels[rows] = table.labels(attribute)[rows]
+    return labels
+
+
 def _labelled(increment: Increment, position: int, table: ImageTable) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n,) of the increment that have the attribute's label, and the labels (n,)."""
-    rows = select_rows(increment, table)
-    labels = table.labels(increment.attributes[position])[rows]
-    return rows[labels >= 0], labels[labels >= 0]
+    labels = increment_labels(increment, increment.attributes[position], table)
+    rows = np.flatnonzero(labels >= 0)
+    return rows, labels[rows]
 
 
-def _best_labelled(labels: np.ndarray, num_images: int) -> list[int]:
-    """labels (A, N), -1 for none → rows, spread over those with the most labels."""
-    counts = (labels >= 0).sum(axis=0)
-    order = np.argsort(-counts, kind="stable")
-    enough = max(num_images, int((counts == counts.max()).sum()))
-    pool = np.sort(order[:enough])
-    places = np.linspace(0, len(pool) - 1, min(num_images, len(pool))).round().astype(int)
-    return [int(row) for row in pool[places]]
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A small RGB copy."""
     image = image.convert("RGB")
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return image

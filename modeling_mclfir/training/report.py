@@ -17,6 +17,7 @@ PICTURES = {
     "loss": "The training loss, increment by increment.",
     "retrievals": "Queries and the five gallery images ranked first: ✓ has the query's value, ✗ has another.",
     "attention": "Where the model looks in a photo, for different attributes.",
+    "attention_photo": "Where the model looks in one photo, for every attribute.",
 }
 
 
@@ -84,7 +85,7 @@ def report_markdown(report: dict, output_dir: str | os.PathLike | None = None) -
         _matrix(report) + _picture("score_matrix", folder),
         _attributes(report) + _picture("attributes", folder),
         _titled("What it finds", _picture("retrievals", folder)),
-        _titled("Where it looks", _picture("attention", folder)),
+        _titled("Where it looks", _picture("attention", folder) + _picture("attention_photo", folder)),
         _cost(report) + _picture("loss", folder),
         _parameters(report),
         _data(report),

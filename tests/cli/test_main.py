@@ -7,25 +7,6 @@ from modeling_mclfir.cli.main import main
 from modeling_mclfir.data.table import load_tables
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_data, tmp_path_factory):
-    from tiny_runs import arguments
-
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    main(["train", *arguments(tiny_data, folder, epochs=0.5)])
-    return folder / "increment-02"
-
-
-@pytest.fixture(scope="module")
-def photos(tiny_data, tmp_path_factory):
-    table = load_tables(tiny_data)["query"]
-    folder = tmp_path_factory.mktemp("photos")
-    (folder / "inner").mkdir()
-    for row in range(5):
-        table.image(row).save(folder / "inner" / f"{row}.png")
-    return folder
-
-
 def embed(checkpoint, photos, output, *flags):
     main(["embed", "--checkpoint", str(checkpoint), "--images", str(photos), "--output", str(output), *flags])
     return pq.read_table(output)
@@ -84,6 +65,7 @@ def test_tag_names_values_by_a_labelled_gallery_or_a_saved_index(checkpoint, pho
         (["dance"], "no command 'dance'"),
         (["prepare", "nothing"], "stanford_clothing"),
         (["embed", "--checkpoint", "x", "--images", "nowhere", "--output", "y"], "Hub|connect|x"),
+        (["attend", "--checkpoint", "x", "--images", "nowhere", "--output", "y"], "--gallery .*or --index"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message):
@@ -94,4 +76,4 @@ def test_mistakes_end_in_one_line(arguments, message):
 def test_help_lists_the_commands(capsys):
     main([])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("train", "embed", "tag", "prepare"))
+    assert all(name in shown for name in ("train", "embed", "tag", "attend", "prepare"))
