@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attribute-guided attention heads of one increment (floor 1; travels to the Hub with a checkpoint).
 
-The attributes of an increment share the projections of the maps; an attribute owns its prompt, a gain and a low-rank
-projection of the pooled features. All of them are computed at once, so a new attribute costs parameters, not passes.
+The attributes of an increment share the projections of the maps; an attribute owns its prompt, a gain and a projection
+of the pooled features. All of them are computed at once, so a new attribute costs parameters, not passes.
 """
 
 import math
@@ -10,6 +10,10 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional
+
+# What attention adds at first, beside the projected pooled features: attention drawn at random is noise, and from 1.0
+# on it took more epochs to become of use than small sets give.
+_FIRST_GAIN = 0.1
 
 
 class AttributeSpatialAttention(nn.Module):
@@ -71,25 +75,6 @@ class MultiLevelFusion(nn.Module):
         return self.norm(fused)
 
 
-class LowRankProjections(nn.Module):
-    """One projection of the pooled features an attribute, as a product of two thin matrices."""
-
-    def __init__(self, num_attributes: int, in_dim: int, rank: int, out_dim: int):
-        super().__init__()
-        self.down = nn.Parameter(torch.empty(num_attributes, rank, in_dim))
-        self.up = nn.Parameter(torch.empty(num_attributes, out_dim, rank))
-
-    def reset(self) -> None:
-        """Draw both matrices so that normalised features keep about unit variance."""
-        nn.init.normal_(self.down, std=self.down.shape[2] ** -0.5)
-        nn.init.normal_(self.up, std=self.up.shape[2] ** -0.5)
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """pooled (N, C) → (N, A, D)."""
-        thin = torch.einsum("arc,nc->nar", self.down, pooled)
-        return torch.einsum("adr,nar->nad", self.up, thin)
-
-
 class IncrementHeads(nn.Module):
     """
     The heads of one increment, of whatever kind: feature maps and pooled features → one unit-length embedding an
@@ -125,15 +110,16 @@ class IncrementHeads(nn.Module):
 
 class AttributeHeads(IncrementHeads):
     """
-    Our own heads: text-guided spatial and channel attention over fused maps, plus a projection of the pooled features.
+    Our own heads: a projection of the pooled features for each attribute, plus text-guided spatial and channel
+    attention over fused maps, which starts small and grows where it helps.
 
-    Reads of the configuration: `embed_dim`, `head_rank`, `gate_dim`, `use_spatial_attention`, `use_channel_attention`,
-    `prompt_type`, `prompt_dim`.
+    Reads of the configuration: `embed_dim`, `gate_dim`, `use_pooled_features`, `use_spatial_attention`,
+    `use_channel_attention`, `prompt_type`, `prompt_dim`.
     """
 
     def __init__(self, config, num_attributes: int, map_channels: list[int], pooled_dim: int):
         super().__init__()
-        dim = config.embed_dim
+        self.num_attributes, dim = num_attributes, config.embed_dim
         self.use_text = config.prompt_type == "text"
         self.fusion = self.spatial = self.channel = self.gain = self.projections = None
         # Without attention nothing reads a prompt, and distributed training refuses parameters that idle.
@@ -146,26 +132,24 @@ class AttributeHeads(IncrementHeads):
             self.prompts = nn.Parameter(torch.zeros(num_attributes, dim)) if attends else None
         if attends:
             self.fusion = MultiLevelFusion(map_channels, dim)
-            self.gain = nn.Parameter(torch.ones(num_attributes, dim))
+            self.gain = nn.Parameter(torch.full((num_attributes, dim), _FIRST_GAIN))
         if config.use_spatial_attention:
             self.spatial = AttributeSpatialAttention()
         if config.use_channel_attention:
             self.channel = AttributeChannelAttention(dim, config.gate_dim)
-        if config.head_rank > 0:
+        if config.use_pooled_features:
             self.pooled_norm = nn.LayerNorm(pooled_dim, elementwise_affine=False)
-            self.projections = LowRankProjections(num_attributes, pooled_dim, config.head_rank, dim)
+            self.projections = nn.Linear(pooled_dim, num_attributes * dim)
 
     @staticmethod
     def reads_pooled(config) -> bool:
         """As in `IncrementHeads`."""
-        return config.head_rank > 0
+        return config.use_pooled_features
 
     def reset(self) -> None:
-        """Draw the prompts and the projections of the pooled features."""
+        """Draw the prompts."""
         if not self.use_text and self.prompts is not None:
             nn.init.normal_(self.prompts, std=0.5)
-        if self.projections is not None:
-            self.projections.reset()
 
     def attribute_prompts(self) -> torch.Tensor:
         """Prompts in the space of the maps, (A, D)."""
@@ -175,7 +159,7 @@ class AttributeHeads(IncrementHeads):
         """Maps (N, C_l, H_l, W_l), pooled (N, C) → embeds (N, A, D) of unit length, attention (N, A, H, W) or None."""
         embeds, attention = 0, None
         if self.projections is not None:
-            embeds = self.projections(self.pooled_norm(pooled))
+            embeds = self.projections(self.pooled_norm(pooled)).unflatten(1, (self.num_attributes, -1))
         if self.fusion is not None:
             prompts = self.attribute_prompts()
             fused = self.fusion(feature_maps)  # (N, D, H, W)

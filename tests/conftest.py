@@ -92,7 +92,7 @@ def make_model():
 
     def make(family: str, **settings):
         torch.manual_seed(0)
-        settings = {"embed_dim": 16, "gate_dim": 8, "head_rank": 4, "lora_rank": 2} | settings
+        settings = {"embed_dim": 16, "gate_dim": 8, "lora_rank": 2} | settings
         model = MclfirForImageRetrieval.from_trunk(trunk_config(family), **settings)
         _settle_statistics(model.mclfir.trunk)
         return model

@@ -11,7 +11,6 @@ from modeling_mclfir.attention_mclfir import (
     AttributeChannelAttention,
     AttributeHeads,
     AttributeSpatialAttention,
-    LowRankProjections,
     MultiLevelFusion,
 )
 
@@ -103,19 +102,9 @@ def test_fusion_adds_projected_levels_on_the_finest_grid():
     torch.testing.assert_close(fused, expected, atol=1e-10, rtol=0)
 
 
-def test_projections_are_a_product_of_two_an_attribute():
-    projections = LowRankProjections(A, 5, 2, D).double()
-    projections.reset()
-    pooled = random(N, 5)
-    found = projections(pooled)
-    for a in range(A):
-        expected = pooled @ (projections.up[a] @ projections.down[a]).T
-        torch.testing.assert_close(found[:, a], expected, atol=1e-10, rtol=0)
-
-
 def heads(**settings):
     torch.manual_seed(0)
-    config = MclfirConfig(**({"embed_dim": D, "gate_dim": 5, "head_rank": 2} | settings))
+    config = MclfirConfig(**({"embed_dim": D, "gate_dim": 5} | settings))
     built = AttributeHeads(config, A, [3, 5], 5).double()
     built.reset()
     with torch.no_grad():
@@ -129,10 +118,10 @@ def inputs(size=N):
 
 
 @pytest.mark.parametrize("channel", [True, False])
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("with_pooled", [False, True])
 @pytest.mark.parametrize("prompt", [{}, {"prompt_type": "text", "prompt_dim": 6}], ids=["learned", "text"])
-def test_a_head_is_the_sum_of_its_parts_normalised(channel, rank, prompt):
-    built = heads(use_channel_attention=channel, head_rank=rank, **prompt)
+def test_a_head_is_the_sum_of_its_parts_normalised(channel, with_pooled, prompt):
+    built = heads(use_channel_attention=channel, use_pooled_features=with_pooled, **prompt)
     if prompt:
         built.prompts.copy_(random(A, 6, seed=3))
     maps, pooled = inputs()
@@ -143,9 +132,10 @@ def test_a_head_is_the_sum_of_its_parts_normalised(channel, rank, prompt):
     expected = attended * built.gain
     if channel:
         expected = expected * slow_channel(attended, prompts, built.channel.reduce, built.channel.expand)
-    if rank:
+    if with_pooled:
         mean, variance = pooled.mean(1, keepdim=True), pooled.var(1, keepdim=True, unbiased=False)
-        expected = expected + built.projections((pooled - mean) / (variance + 1e-5).sqrt())
+        projected = (pooled - mean) / (variance + 1e-5).sqrt() @ built.projections.weight.T + built.projections.bias
+        expected = expected + projected.reshape(N, A, D)  # an attribute after the other
     expected = expected / expected.norm(dim=-1, keepdim=True)
     assert embeds.dtype == torch.float32
     torch.testing.assert_close(embeds.double(), expected, atol=1e-6, rtol=0)

@@ -23,6 +23,9 @@ def test_spaces_are_numbered_in_order(config):
     assert [config.increment_of(index) for index in range(4)] == [0, 0, 1, 2]
 
 
+BLIND = ("use_spatial_attention", "use_channel_attention", "use_pooled_features")
+
+
 @pytest.mark.parametrize("attribute_id", [-1, 4])
 def test_a_space_that_is_not_there(config, attribute_id):
     with pytest.raises(ValueError, match=r"not in 0\.\.3"):
@@ -83,7 +86,7 @@ def test_a_configuration_does_not_share_its_increments_with_what_was_given(confi
         ({"embed_dim": 12.5}, "embed_dim must be a whole number"),
         ({"lora_rank": 0}, "lora_rank must be"),
         ({"gate_dim": -1}, "gate_dim must be"),
-        ({"use_spatial_attention": False, "use_channel_attention": False, "head_rank": 0}, "sees nothing"),
+        (dict.fromkeys(BLIND, False), "sees nothing"),
         ({"vision_config": {"hidden_size": 8}}, "model_type"),
         ({"increments": [{"name": "a", "attributes": ["x"]}, {"name": "a", "attributes": ["y"]}]}, "exists already"),
         ({"increments": [{"name": "a", "attributes": ["x"]}, {"name": "b", "attributes": ["x"]}]}, "new_values"),

@@ -178,6 +178,37 @@ def test_an_index_survives_its_folder(tmp_path):
         ValueIndex.load(tmp_path)
 
 
+def test_means_are_one_unit_vector_a_value_that_has_items():
+    index = random_index(seed=3)
+    labels = index.labels | {"colour": torch.ones_like(index.labels["colour"])}  # no red
+    means = ValueIndex.from_embeds(index.embeds, labels, VALUES).means()
+    assert means.values == index.values and means.labels["colour"].tolist() == [1]
+    for name in VALUES:
+        vectors, codes = index.embeds[name].double().numpy(), labels[name].numpy()
+        assert means.labels[name].tolist() == sorted(set(codes.tolist()))
+        for vector, value in zip(means.embeds[name], means.labels[name].tolist(), strict=True):
+            mean = vectors[codes == value].mean(axis=0)
+            assert vector.numpy() == pytest.approx(mean / (mean @ mean) ** 0.5, abs=1e-6)
+
+
+def test_the_nearest_mean_tags_an_image(model, images):
+    index = random_index()
+    with torch.no_grad():
+        embeds = model(images).embeds.double().numpy()
+    found = model.predict_values(images, index.means(), k=1)
+    for row, tags in zip(embeds, found, strict=True):
+        for place, (name, values) in enumerate(VALUES.items()):
+            vectors, codes = index.embeds[name].double().numpy(), index.labels[name].numpy()
+            means = [vectors[codes == value].mean(axis=0) for value in range(len(values))]
+            cosines = [row[place] @ mean / (mean @ mean) ** 0.5 for mean in means]
+            assert tags[name] == (values[cosines.index(max(cosines))], 1.0)
+
+
+def test_an_empty_index_has_empty_means():
+    index = ValueIndex.from_embeds({"a": torch.ones(2, 3)}, {"a": [-1, -1]}, {"a": ["x"]})
+    assert index.means().embeds["a"].shape == (0, 3) and len(index.means().labels["a"]) == 0
+
+
 @pytest.mark.parametrize(
     "embeds, labels, values, message",
     [
@@ -197,7 +228,7 @@ def gallery_model(tiny_data):
     torch.manual_seed(0)
     trunk = dict(TRUNKS["vit"])
     trunk = AutoConfig.for_model(trunk.pop("model_type"), **trunk)
-    model = MclfirForImageRetrieval.from_trunk(trunk, embed_dim=16, gate_dim=8, head_rank=4, lora_rank=2)
+    model = MclfirForImageRetrieval.from_trunk(trunk, embed_dim=16, gate_dim=8, lora_rank=2)
     model.add_increment("cut", ["colour", "hat"])
     return model.eval(), MclfirImageProcessor.for_trunk(None, 32, 32), load_tables(tiny_data)["gallery"]
 

@@ -37,7 +37,6 @@ SETTINGS = {
     "image_height": 32,
     "image_width": 32,
     "embed_dim": 16,
-    "head_rank": 4,
     "gate_dim": 8,
     "lora_rank": 2,
     "epochs": 2,

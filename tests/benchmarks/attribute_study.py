@@ -5,40 +5,32 @@
     python tests/benchmarks/attribute_study.py --dataset DIR --recipe mobilenetv2-myntra --trunk DIR --output DIR2 \\
         --finalists DIR --final-epochs 3
 
-The first command trains every combination for an epoch and scores it on val; the best of each head and the best of
-all go on with more epochs, at two learning rates; parts are taken from the best of our own heads one by one; the best
-are trained in full with several seeds and scored on query. The second takes the finalists of the first to another
-data set. A run that is finished is not repeated: stop the study at any time (or after --minutes), and the same
-command goes on. study.md and study.json are rewritten after each run.
+The first command trains every combination for an epoch and scores it on val; of each head and loss the better one goes
+on with more epochs, with --slow the best of each head at a slower rate as well; parts are taken from the best of our
+own heads one by one; the best of each head are trained in full with several seeds and scored on query. The second
+takes the finalists of the first to another data set. A run that is finished is not repeated: stop the study at any
+time (or after --minutes), and the same command goes on. study.md and study.json are rewritten after each run.
 """
 
 import argparse
 import json
-import multiprocessing
-import os
-import sys
-import time
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-import train_mclfir  # noqa: E402  imported before the runs fork, so that none pays for it again
+from modeling_mclfir.study.runs import StudyRun, StudyRuns
 
-# All give 128 numbers, so that an index costs the same; the other sizes are the papers' shares of it.
+# Ours gives 32 numbers, the others MCL-FIR's 128; what else they have is the papers' share of that.
+_WIDE = {"embed_dim": 128, "gate_dim": 128}
 HEADS = {
     "mclfir": {},
-    "linear": {"head_type": "linear"},
-    "csn": {"head_type": "csn"},
-    "asen": {"head_type": "asen", "gate_dim": 128},
-    "asen_v2": {"head_type": "asen_v2", "gate_dim": 128},
-    "ag_man": {"head_type": "ag_man", "gate_dim": 128},
-    "mclfir_published": {"head_type": "mclfir_published", "gate_dim": 128},
+    "linear": {"head_type": "linear", "embed_dim": 128},
+    "csn": {"head_type": "csn", "embed_dim": 128},
+    "asen": {"head_type": "asen", **_WIDE},
+    "asen_v2": {"head_type": "asen_v2", **_WIDE},
+    "ag_man": {"head_type": "ag_man", **_WIDE},
+    "mclfir_published": {"head_type": "mclfir_published", **_WIDE},
 }
 LOSSES = {
     "triplet": {"loss": "triplet", "mining": "random"},
@@ -50,13 +42,14 @@ TEACHERS = {"alone": {}, "teacher": {"method": "ema_distillation"}}
 # The fast one was found by our own heads; what goes on is given both, for none shall lose by a rate that suits others.
 RATES = {"fast": {"learning_rate": 0.004}, "slow": {"learning_rate": 0.001}}
 AXES = (HEADS, LOSSES, TEACHERS, RATES)
-# Our heads without one of their parts each, and what the adapters and the second level of maps bring.
+# Our heads without one of their parts each, wider, and without adapters below them.
 PARTS = {
     "whole": {},
     "no spatial attention": {"use_spatial_attention": False},
     "no channel attention": {"use_channel_attention": False},
     "no attention": {"use_spatial_attention": False, "use_channel_attention": False},
-    "no pooled features": {"head_rank": 0},
+    "no pooled features": {"use_pooled_features": False},
+    "128 numbers": {"embed_dim": 128},
     "no adapters": {"adapter_policy": "frozen"},
 }
 
@@ -69,46 +62,6 @@ def settings_of(name: str) -> dict:
     return settings
 
 
-def _train_here(words: list[str], log: Path, threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        train_mclfir.main(words)
-    except BaseException:
-        traceback.print_exc(file=open(log, "a"))
-        os._exit(1)
-    os._exit(0)
-
-
-def train(folder: Path, settings: dict, options: argparse.Namespace, epochs: int, seed: int, evaluate_on: str) -> dict:
-    """The report of a run in a process of its own; of an earlier one, where it is finished."""
-    report = folder / "report.json"
-    if report.exists() and (found := json.loads(report.read_text()))["finished"]:
-        return found
-    given = {
-        "recipe": options.recipe, "dataset": options.dataset, "trunk": options.trunk, "output_dir": folder,
-        "cache_dir": options.output / "cache", "epochs": epochs, "seed": seed, "evaluate_on": evaluate_on,
-        "plots": False, "save_steps": 0, "report_to": "none", **settings,
-    }  # fmt: skip
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    if any(folder.glob("increment-*")):
-        words += ["--resume"]
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.txt"
-    child = multiprocessing.get_context("fork").Process(target=_train_here, args=(words, log, options.threads))
-    child.start()
-    child.join()
-    if child.exitcode:
-        raise RuntimeError(f"{folder.name} ended with {child.exitcode}; see {log}")
-    for path in (*folder.glob("increment-*/*.safetensors"), *folder.glob("last/*.safetensors")):
-        path.unlink()  # the scores are what is wanted; a study's weights would fill the disk
-    return json.loads(report.read_text())
-
-
 def score(report: dict) -> float:
     """MAP in percent, the mean over attributes."""
     return 100 * report["average"]["mean_average_precision"]
@@ -119,7 +72,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.rows = options, {}
-        self.end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+        self.runs = StudyRuns(options.output, options.workers, options.threads, options.minutes)
 
     def run(self) -> None:
         """All stages; ends early where the time is up."""
@@ -132,8 +85,9 @@ class Study:
         scores = self._stage("rung0", {name: settings_of(name) for name in first}, options.epochs[0])
         if scores is None:
             return
-        names = self._best(scores, options.keep)
-        names += [name.replace("-fast", "-slow") for name in names]
+        names = self._best(scores, 2)
+        if options.slow:
+            names += [name.replace("-fast", "-slow") for name in self._best(scores, 1)]
         scores = self._stage("rung1", {name: settings_of(name) for name in names}, options.epochs[1])
         if scores is None:
             return
@@ -141,21 +95,21 @@ class Study:
         parts = {name: settings_of(ours) | part for name, part in PARTS.items()}
         if self._stage("parts", parts, options.epochs[1]) is None:
             return
-        names = self._best(scores, 0)
+        names = self._best(scores, 1)
         finalists = names[: options.keep_finalists]
         (options.output / "finalists.json").write_text(json.dumps(finalists))
         self._last(names, finalists)
 
-    def _best(self, scores: dict[str, float], keep: int) -> list[str]:
-        """The best `keep` and the best of each head (a table compares heads at their best), best first."""
+    def _best(self, scores: dict[str, float], num_axes: int) -> list[str]:
+        """The best of each choice on the first axes (1: of each head, 2: of each head and loss), best first."""
         ordered = sorted(scores, key=scores.get, reverse=True)
-        best_of_head = {name.split("-")[0]: name for name in reversed(ordered)}
-        return [name for place, name in enumerate(ordered) if place < keep or name in best_of_head.values()]
+        best = {tuple(name.split("-")[:num_axes]): name for name in reversed(ordered)}
+        return [name for name in ordered if name in best.values()]
 
     def _stage(self, stage: str, runs: dict[str, dict], epochs: int) -> dict[str, float] | None:
         """Scores on val of runs with one seed; None where the time was up."""
-        jobs = [(f"{stage}/{name}", settings, epochs, self.options.seed, "val") for name, settings in runs.items()]
-        reports = list(self._all(jobs))
+        seed = self.options.seed
+        reports = self._all([(f"{stage}/{name}", settings, epochs, seed, "val") for name, settings in runs.items()])
         return None if None in reports else dict(zip(runs, map(score, reports), strict=True))
 
     def _last(self, names: list[str], finalists: list[str]) -> None:
@@ -167,21 +121,24 @@ class Study:
             (f"final/{name}/seed{seed}", settings_of(name), options.final_epochs, seed, "query")
             for name, seed in order
         ]
-        list(self._all(jobs))
+        self._all(jobs)
 
-    def _all(self, jobs: list[tuple]) -> Iterator[dict | None]:
-        """Reports of jobs, `workers` at a time."""
-        with ThreadPoolExecutor(self.options.workers) as pool:
-            for job, report in zip(jobs, pool.map(lambda job: self._one(*job), jobs), strict=True):
-                if report is not None:
-                    self._note(job[0], job[2], report)
-                yield report
-
-    def _one(self, place: str, settings: dict, epochs: int, seed: int, evaluate_on: str) -> dict | None:
-        folder = self.options.output / place
-        if time.monotonic() > self.end and not (folder / "report.json").exists():
-            return None
-        return train(folder, settings, self.options, epochs, seed, evaluate_on)
+    def _all(self, jobs: list[tuple]) -> list[dict | None]:
+        """Reports of jobs: place, settings, epochs, seed, side that is scored."""
+        options, reports = self.options, []
+        common = {
+            "recipe": options.recipe, "dataset": options.dataset, "trunk": options.trunk,
+            "cache_dir": options.output / "cache", "plots": False, "save_steps": 0, "report_to": "none",
+        }  # fmt: skip
+        runs = [
+            StudyRun(place, common | settings | {"epochs": epochs, "seed": seed, "evaluate_on": side})
+            for place, settings, epochs, seed, side in jobs
+        ]
+        for job, (run, report) in zip(jobs, self.runs.reports(runs), strict=True):
+            if report is not None:
+                self._note(run.name, job[2], report)
+            reports.append(report)
+        return reports
 
     def _note(self, place: str, epochs: int, report: dict) -> None:
         steps = max(1, report["cost"]["steps"])
@@ -237,9 +194,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--finalists", type=Path, default=None, help="output of a study whose finalists run here")
     parser.add_argument("--epochs", type=int, nargs=2, default=[1, 4], help="of the first two rungs")
-    parser.add_argument(
-        "--keep", type=int, default=8, help="best combinations that go on, beside the best of each head"
-    )
+    parser.add_argument("--slow", action="store_true", help="the best of each head at a slower rate as well")
     parser.add_argument("--keep-finalists", type=int, default=3)
     parser.add_argument("--final-epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
