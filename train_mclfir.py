@@ -13,8 +13,9 @@ from pathlib import Path
 from modeling_mclfir.continual import METHODS
 from modeling_mclfir.evaluation import Evaluator, mean_score
 from modeling_mclfir.training.arguments import parse_arguments
+from modeling_mclfir.training.attention_examples import attention_examples
 from modeling_mclfir.training.checkpoint import increment_folder, save_increment
-from modeling_mclfir.training.examples import attention_examples, retrieval_examples
+from modeling_mclfir.training.examples import retrieval_examples
 from modeling_mclfir.training.launch import processes_asked_for, start_all
 from modeling_mclfir.training.loop import IncrementTrainer
 from modeling_mclfir.training.open_data import open_data
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> dict:
     model, progress = run.model, run.progress
 
     method = METHODS[args.method](args)
+    method.check_model(model.config)
+    method.load_kept_state_dict(run.method_state)
     trainer = IncrementTrainer(accelerator, args, output_dir / "last", run.identity)
     evaluator = Evaluator(
         data.tables, data_args.evaluate_on, run.processor, run.cache, accelerator, args.eval_batch_size,
@@ -48,18 +51,17 @@ def main(arguments: list[str] | None = None) -> dict:
         increment = data.increments[increment_id]
 
         # Learn: new heads, a new adapter that starts from the last one; all else is frozen.
-        run.begin_increment(increment_id, increment)
-        method.begin_increment(model, increment_id, run.num_values(increment))
-        batches, filling = run.batches(increment_id, teacher=method.needs_teacher_view)
-        trainer.train(model, method, batches, increment_id, progress, filling, data_args.num_workers)
-        method.end_increment(model)
+        model = run.begin_increment(increment_id, method)
+        method.begin_increment(model, increment_id, run.num_values(increment_id, method))
+        batches, filling = run.batches(increment_id, method)
+        trainer.train(model, method, batches, increment_id, increment.name, progress, filling, data_args.num_workers)
         model.set_trainable(None)
 
         # Evaluate: every attribute seen so far, and what the pooled features know of the next increment.
         sides = evaluator.prepare(model)
         rows, row_of_scores = [], []
         for seen_id, seen in enumerate(data.increments[: increment_id + 1]):
-            embeds[seen.name] = tuple(evaluator.embed(model, side, seen_id) for side in sides)
+            embeds[seen.name] = tuple(run.embed(evaluator, side, seen_id, method) for side in sides)
             rows.append(evaluator.score(sides, embeds[seen.name], seen))
             row_of_scores.append(mean_score(rows[-1]))
         if increment_id + 1 < len(data.increments):
@@ -73,13 +75,14 @@ def main(arguments: list[str] | None = None) -> dict:
             previous = increment_folder(output_dir, increment_id - 1) if increment_id else None
             state = run.identity() | {"num_finished": increment_id + 1, "progress": progress.to_dict()}
             folder = increment_folder(output_dir, increment_id)
-            save_increment(folder, model, run.processor, state, method.state_dict(), previous)
+            save_increment(folder, model, run.processor, state, method.kept_state_dict(), previous)
             report = build_report(run)
             if args.plots:
                 learned = data.increments[: increment_id + 1]
                 examples = {
                     "retrievals": retrieval_examples(model, evaluator, sides, embeds, learned),
-                    "attentions": attention_examples(model, evaluator, sides[0], learned),
+                    "attentions": [] if method.by_pooled_features
+                    else attention_examples(model, evaluator, sides, embeds, learned),
                 }
                 draw_plots(report, examples, output_dir / "plots")
             write_report(report, output_dir)

@@ -16,6 +16,7 @@ from .adapters_mclfir import adapter_layers, add_adapter, lora_config, use_adapt
 from .ag_man_mclfir import AgManHeads
 from .attention_mclfir import AttributeHeads, IncrementHeads
 from .baseline_heads_mclfir import AsenHeads, AsenV2Heads, CsnHeads, LinearHeads, MclfirPublishedHeads
+from .closed_form_mclfir import ClosedFormHeads
 from .configuration_mclfir import MclfirConfig
 from .trunk_mclfir import TrunkUnits, fold_tokens, unit_channels
 
@@ -27,6 +28,7 @@ HEADS = {
     "asen_v2": AsenV2Heads,
     "ag_man": AgManHeads,
     "mclfir_published": MclfirPublishedHeads,
+    "closed_form": ClosedFormHeads,
 }
 
 

@@ -11,6 +11,7 @@ PROMPT_TYPES = ("learned", "text")
 MASK_TYPES = ("blocks", "random", "fixed")
 # The parts of a head that can be switched or chosen, with their defaults, and which heads have them.
 _PARTS = {
+    "use_pooled_features": True,
     "use_spatial_attention": True,
     "use_channel_attention": True,
     "use_low_level_branch": True,
@@ -22,16 +23,17 @@ _PARTS = {
 }
 _BOTH_ATTENTIONS = ("use_spatial_attention", "use_channel_attention")
 HEAD_TYPES = {
-    "mclfir": _BOTH_ATTENTIONS,
+    "mclfir": ("use_pooled_features", *_BOTH_ATTENTIONS),
     "linear": (),
     "csn": ("use_masks", "mask_type"),
     "asen": _BOTH_ATTENTIONS,
     "asen_v2": _BOTH_ATTENTIONS,
-    "ag_man": tuple(_PARTS),
+    "ag_man": tuple(part for part in _PARTS if part != "use_pooled_features"),
     "mclfir_published": _BOTH_ATTENTIONS,
+    "closed_form": (),
 }
 # These read no embedding of an attribute, so a text cannot guide them.
-_WITHOUT_PROMPTS = ("linear", "csn")
+_WITHOUT_PROMPTS = ("linear", "csn", "closed_form")
 SHARED_ADAPTER = "shared"
 _INCREMENT_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -52,16 +54,18 @@ class MclfirConfig(PreTrainedConfig):
             frozen afterwards (for a trunk without pretrained weights).
         lora_rank, lora_alpha, lora_dropout: of every adapter (LoRA, arXiv:2106.09685).
         head_type (`str`): `"mclfir"` (ours), or a baseline: `"linear"`, `"csn"`, `"asen"`, `"asen_v2"`, `"ag_man"`,
-            `"mclfir_published"`. Sizes that a head does not have are not read; switches that it does not have are
+            `"mclfir_published"`; or `"closed_form"`, which nothing learns by steps: the methods `simplecil` and
+            `ranpac` work it out. Sizes that a head does not have are not read; switches that it does not have are
             refused away from their defaults. The docstring of each head names all that it reads.
         embed_dim (`int`): size D of an image's embedding for an attribute.
-        head_rank (`int`): rank of each attribute's own projection of the pooled features; 0 leaves it out
-            (`mclfir` only).
         gate_dim (`int`): hidden size of the channel gate.
         attribute_dim (`int`, *optional*): size of a learned attribute embedding and, in `asen` and `asen_v2`, of the
-            map that it is compared with; default: `embed_dim`. Not read by `mclfir`, `linear` and `csn`.
+            map that it is compared with; default: `embed_dim`. Not read by `mclfir`, `linear`, `csn` and
+            `closed_form`.
+        projection_dim (`int`): size of `closed_form`'s random projection of the pooled features; 0: none.
+        use_pooled_features (`bool`): `mclfir` projects the pooled features too.
         use_spatial_attention, use_channel_attention (`bool`): switch these parts, for ablations, in every head but
-            `linear` and `csn`. Without the first, every place counts alike.
+            `linear`, `csn` and `closed_form`. Without the first, every place counts alike.
         use_low_level_branch (`bool`): `ag_man` adds the lowest map of `out_indices` to the highest.
         use_self_gate (`bool`): `ag_man` gates the attribute's embedding with itself.
         use_spatial_gate (`bool`): `ag_man` has a 7x7 spatial gate after its attention.
@@ -73,7 +77,7 @@ class MclfirConfig(PreTrainedConfig):
         use_attribute_classification (`bool`): `ag_man` also predicts, in training, which attribute an image was
             drawn for (`attribute_logits`). Only with a loss that reads them: otherwise the branch never learns.
         prompt_type (`str`): `"learned"`: the attribute's prompt is a parameter; `"text"`: a stored text embedding
-            (not for `linear` and `csn`, which have no prompts).
+            (not for `linear`, `csn` and `closed_form`, which have no prompts).
         prompt_dim (`int`, *optional*): size of a stored text embedding; needed where `prompt_type="text"`.
         increments (`list[dict]`): what `add_increment` recorded, in order: `{"name", "attributes", "new_values"}`.
         trunk_channels (`list[int]`, *optional*): channels of each unit's output, filled in when the trunk is first
@@ -100,10 +104,11 @@ class MclfirConfig(PreTrainedConfig):
         lora_alpha: float = 16.0,
         lora_dropout: float = 0.0,
         head_type: str = "mclfir",
-        embed_dim: int = 128,
-        head_rank: int = 16,
+        embed_dim: int = 32,
         gate_dim: int = 32,
         attribute_dim: int | None = None,
+        projection_dim: int = 0,
+        use_pooled_features: bool = True,
         use_spatial_attention: bool = True,
         use_channel_attention: bool = True,
         use_low_level_branch: bool = True,
@@ -130,9 +135,10 @@ class MclfirConfig(PreTrainedConfig):
         self.lora_dropout = lora_dropout
         self.head_type = _one_of("head_type", head_type, tuple(HEAD_TYPES))
         self.embed_dim = embed_dim
-        self.head_rank = head_rank
         self.gate_dim = gate_dim
         self.attribute_dim = embed_dim if attribute_dim is None else attribute_dim
+        self.projection_dim = projection_dim
+        self.use_pooled_features = use_pooled_features
         self.use_spatial_attention = use_spatial_attention
         self.use_channel_attention = use_channel_attention
         self.use_low_level_branch = use_low_level_branch
@@ -149,6 +155,8 @@ class MclfirConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+        if not isinstance(projection_dim, int) or projection_dim < 0:
+            raise ValueError(f"projection_dim must be a whole number of at least 0; got {projection_dim!r}.")
         self._check_head()
         for increment in increments or []:
             self.append_increment(**increment)
@@ -164,9 +172,9 @@ class MclfirConfig(PreTrainedConfig):
                     f"it: {having}. Leave it at {default!r}."
                 )
         attends = self.use_spatial_attention or self.use_channel_attention
-        if self.head_type == "mclfir" and not (attends or self.head_rank > 0):
+        if self.head_type == "mclfir" and not (attends or self.use_pooled_features):
             raise ValueError(
-                "A head needs use_spatial_attention, use_channel_attention or head_rank > 0, or it sees nothing."
+                "A head needs use_spatial_attention, use_channel_attention or use_pooled_features, or it sees nothing."
             )
         if self.prompt_type == "text" and self.head_type in _WITHOUT_PROMPTS:
             raise ValueError(f"head_type {self.head_type!r} reads no prompts; leave prompt_type at 'learned'.")

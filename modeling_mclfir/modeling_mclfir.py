@@ -2,6 +2,7 @@
 """Attribute retrieval (floor 2; travels to the Hub with a checkpoint). Models give embeddings, never losses."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .adapters_mclfir import adapter_parameters, add_adapter
 from .attention_mclfir import IncrementHeads
-from .base_mclfir import HEADS, MclfirModel, MclfirPreTrainedModel
+from .base_mclfir import HEADS, MclfirModel, MclfirModelOutput, MclfirPreTrainedModel
 from .configuration_mclfir import MclfirConfig
 from .trunk_mclfir import load_trunk
 from .voting_mclfir import ValuePrediction, vote
@@ -29,8 +30,7 @@ class MclfirRetrievalOutput(ModelOutput):
         attribute_logits (`(N, A)`, in training, where every head asked has a classification branch): for each
             attribute whether the image was drawn for it. A tensor of `attribute_ids` gives the logits of all
             attributes of the one increment that owns them, None where several do.
-        pooled (`(N, C)`, where all that is asked for belongs to one increment): as in `MclfirModelOutput`, with that
-            increment's adapter.
+        pooled (`(N, C)`, where all that is asked for runs with one adapter): as in `MclfirModelOutput`.
     """
 
     embeds: torch.Tensor | None = None
@@ -129,22 +129,33 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         if given != expected:
             raise ValueError(f"prompt_type 'text' needs prompt_embeds of shape {expected}; got {given}.")
 
-    def set_trainable(self, increment_id: int | None) -> list[str]:
+    def set_trainable(
+        self, increment_id: int | Sequence[int] | None, old_heads: bool = False, trunk: bool = True
+    ) -> list[str]:
         """
-        Freeze everything but what this increment learns (None: everything); returns the names that learn.
+        Freeze everything but what this increment learns; returns the names that learn.
 
         With `base_training="first_increment"` the whole trunk learns in increment 0.
+
+        Args:
+            increment_id: whose heads and adapter learn; several: all of theirs; None: nothing learns.
+            old_heads: the heads of all other increments learn on.
+            trunk: whether a trunk that is to learn in increment 0 does so; not where its space only gets new values.
+
+        Raises:
+            ValueError: no such increment.
         """
-        adapter = None if increment_id is None else self.config.adapter_name(increment_id)
+        ids = [] if increment_id is None else [increment_id] if isinstance(increment_id, int) else list(increment_id)
+        for index in ids:
+            self.config.check_increment_id(index)
         self.requires_grad_(False)
-        self.mclfir._trunk_trains = self.config.base_training == "first_increment" and increment_id == 0
+        self.mclfir._trunk_trains = trunk and self.config.base_training == "first_increment" and 0 in ids
         self.mclfir.train(self.mclfir.training)  # batch normalisation follows the trunk
-        if increment_id is None:
-            return []
-        self.heads[increment_id].requires_grad_(True)
         if self.mclfir.trunk_trains:
             self._free_trunk()
-        if adapter is not None:
+        for index in range(len(self.heads)) if old_heads else ids:
+            self.heads[index].requires_grad_(True)
+        for adapter in {self.config.adapter_name(index) for index in ids} - {None}:
             for parameter in adapter_parameters(self.mclfir.trunk, adapter).values():
                 parameter.requires_grad_(True)
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
@@ -197,8 +208,12 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         wanted = self._wanted(attribute_ids, increment_id)
         found: dict[int, tuple] = {}
         owners = list(dict.fromkeys(self.config.increment_of(index) for index in wanted))
+        runs: dict[str | None, MclfirModelOutput] = {}  # increments that share an adapter share its run
         for owner in owners:
-            *parts, pooled = self._run_increment(shared_features, owner, classify)
+            adapter = self.config.adapter_name(owner)
+            if adapter not in runs:
+                runs[adapter] = self.mclfir.increment_forward(shared_features, owner)
+            parts = self._run_heads(runs[adapter], owner, classify)
             for position, index in enumerate(self.config.attribute_range(owner)):
                 found[index] = tuple(None if part is None else part[:, position] for part in parts)
         embeds, attentions, logits = zip(*(found[index] for index in wanted), strict=True)
@@ -207,14 +222,13 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
             attentions=_stacked(attentions) if output_attentions else None,
             shared_features=shared_features,
             attribute_logits=_stacked(logits),
-            pooled=pooled if len(owners) == 1 else None,
+            pooled=next(iter(runs.values())).pooled if len(runs) == 1 else None,
         )
 
-    def _run_increment(self, shared_features: torch.Tensor, increment_id: int, classify: bool) -> tuple:
-        """Embeds (N, A, D), attention (N, A, H, W) or None, logits (N, A) or None, pooled (N, C) of one increment."""
-        features = self.mclfir.increment_forward(shared_features, increment_id)
+    def _run_heads(self, features: MclfirModelOutput, increment_id: int, classify: bool) -> tuple:
+        """Embeds (N, A, D), attention (N, A, H, W) or None, logits (N, A) or None of one increment."""
         heads, inputs = self.heads[increment_id], (features.feature_maps, features.pooled)
-        return *heads(*inputs), heads.classify(*inputs) if classify else None, features.pooled
+        return *heads(*inputs), heads.classify(*inputs) if classify else None
 
     def _wanted(self, attribute_ids: list[int] | None, increment_id: int | None) -> list[int]:
         known = len(self.config.attributes)
@@ -243,7 +257,8 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         owners = [self.config.increment_of(index) for index in ids]
         for owner in dict.fromkeys(owners):
             rows = [row for row, other in enumerate(owners) if other == owner]
-            some, attention, logits, _ = self._run_increment(shared[rows], owner, classify)
+            features = self.mclfir.increment_forward(shared[rows], owner)
+            some, attention, logits = self._run_heads(features, owner, classify)
             start = self.config.attribute_range(owner).start
             for place, row in enumerate(rows):
                 embeds[row] = some[place, ids[row] - start]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from tqdm import tqdm
 
 from .data.augmentation import Augmentation
@@ -105,6 +106,19 @@ class ValueIndex:
             {name: torch.from_numpy(table.labels(name)) for name in wanted},
             {name: table.values(name) for name in wanted},
         )
+
+    def means(self) -> "ValueIndex":
+        """
+        One vector a value instead of its items: the unit-length mean of theirs; of a value without items, none. With
+        it `predict_values(k=1)` takes the nearest mean (of exemplars: iCaRL, arXiv:1611.07725).
+        """
+        embeds, labels = {}, {}
+        for name, vectors in self.embeds.items():
+            codes, places = self.labels[name].to(vectors.device).unique(return_inverse=True)
+            sums = vectors.new_zeros(len(codes), vectors.shape[1], dtype=torch.float32)
+            embeds[name] = functional.normalize(sums.index_add_(0, places, vectors.float()), dim=-1)
+            labels[name] = codes
+        return ValueIndex(embeds, labels, self.values)
 
     def to(self, device: torch.device | str) -> "ValueIndex":
         """The same on a device: a query then waits for no copy."""

@@ -19,6 +19,7 @@ FLOORS = {
     "attention_mclfir": 1,
     "baseline_heads_mclfir": 1,
     "ag_man_mclfir": 1,
+    "closed_form_mclfir": 1,
     "adapters_mclfir": 1,
     "trunk_mclfir": 1,
     "voting_mclfir": 1,
@@ -34,8 +35,9 @@ FLOORS = {
     "training": 5,
     "evaluation": 5,
     "value_index": 5,
-    "cli": 6,
-    "demo": 6,
+    "study": 6,
+    "cli": 7,
+    "demo": 7,
 }
 GLUE = ("auto_registration", "")
 LEAVES = ("losses", "metrics", "index", "data")
@@ -52,6 +54,7 @@ SAME_HOUSE = {
     "attention_mclfir": "heads",
     "baseline_heads_mclfir": "heads",
     "ag_man_mclfir": "heads",
+    "closed_form_mclfir": "heads",
 }
 # `evaluate` copies this file away before it imports it: it cannot use relative imports.
 ABSOLUTE_ALLOWED = ("metrics/mclfir_retrieval/mclfir_retrieval.py",)

@@ -297,7 +297,7 @@ def gradients_of(model, images, increment_id):
         {"base_training": "first_increment"},
         {"use_channel_attention": False},
         {"use_spatial_attention": False},
-        {"head_rank": 0},
+        {"use_pooled_features": False},
     ],
     ids=str,
 )

@@ -2,12 +2,37 @@
 """Continual methods, one file each: a new one is a file here and a line below."""
 
 from .base import ContinualMethod
+from .closed_form import RanPac, SimpleCil
 from .ema_distillation import EmaDistillation
+from .ewc import ElasticWeightConsolidation
 from .fine_tuning import FineTuning
+from .lwf import LearningWithoutForgetting
+from .replay import Replay
+from .static import Static
+from .zero_shot import ZeroShot
 
 METHODS: dict[str, type[ContinualMethod]] = {
     "fine_tuning": FineTuning,
     "ema_distillation": EmaDistillation,
+    "lwf": LearningWithoutForgetting,
+    "ewc": ElasticWeightConsolidation,
+    "replay": Replay,
+    "simplecil": SimpleCil,
+    "ranpac": RanPac,
+    "static": Static,
+    "zero_shot": ZeroShot,
 }
 
-__all__ = ["METHODS", "ContinualMethod", "EmaDistillation", "FineTuning"]
+__all__ = [
+    "METHODS",
+    "ContinualMethod",
+    "ElasticWeightConsolidation",
+    "EmaDistillation",
+    "FineTuning",
+    "LearningWithoutForgetting",
+    "RanPac",
+    "Replay",
+    "SimpleCil",
+    "Static",
+    "ZeroShot",
+]

@@ -3,7 +3,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,10 +23,29 @@ from ..losses import (
 LOSSES = ("infonce", "triplet")
 
 
+class IncrementRows(Protocol):
+    """The training rows of an increment that has just been learned."""
+
+    def chunks(self) -> Iterator[dict]:
+        """Every row that has a label, once and as it is (not augmented), as batches with `rows` (n,) of the table."""
+
+    def batches(self, num_batches: int) -> Iterator[dict]:
+        """Further batches as the increment was learned from, of this process."""
+
+
 class ContinualMethod(ABC):
     """
     A continual algorithm. The loop calls, for each increment: `begin_increment`; for each step `compute_loss` and,
     after the optimiser, `after_step`; at last `end_increment`.
+
+    Attributes:
+        adapter_policies: those that the method makes sense with.
+        needs_teacher_view: batches bring a second view of each row.
+        trains: whether there are steps at all; False: what is learned is worked out in `end_increment`.
+        needs_rows: `end_increment` reads single rows, or earlier ones come up again: a table, not a stream.
+        retrains: every increment begins with a new model and learns all increments so far at once.
+        learns_old_heads: the heads of earlier increments learn on (of use where a loss reaches them).
+        by_pooled_features: the trunk's pooled features are the embedding of every attribute; heads are not read.
 
     Args:
         settings: an object with the method's settings as attributes (the training arguments).
@@ -32,7 +54,13 @@ class ContinualMethod(ABC):
         ValueError: settings that no loss takes, or that do not go together.
     """
 
+    adapter_policies: tuple[str, ...] = ("per_increment", "shared", "frozen")
     needs_teacher_view = False
+    trains = True
+    needs_rows = False
+    retrains = False
+    learns_old_heads = False
+    by_pooled_features = False
 
     def __init__(self, settings):
         self.settings = settings
@@ -58,6 +86,25 @@ class ContinualMethod(ABC):
                 "learn_loss_weights weighs several losses against each other, but there is one only; got "
                 "prototype_weight 0 and classification_weight 0."
             )
+
+    def check_model(self, config) -> None:
+        """Raises ValueError where the method cannot work on a model of this configuration."""
+        if config.adapter_policy not in self.adapter_policies:
+            wanted = " or ".join(map(repr, self.adapter_policies))
+            raise ValueError(
+                f"method {self.settings.method!r} needs adapter_policy {wanted}; got {config.adapter_policy!r}."
+            )
+
+        if self.trains and config.head_type == "closed_form":
+            raise ValueError(
+                f"method {self.settings.method!r} learns by steps, and heads of head_type 'closed_form' have nothing "
+                "that learns; take another head_type, or method simplecil or ranpac."
+            )
+
+    @property
+    def exemplars(self) -> dict[int, np.ndarray]:
+        """Rows of the training table that are kept of each earlier increment: increment_id → (n,)."""
+        return {}
 
     def _build_loss(self) -> InfoNCE | TripletLoss:
         settings = self.settings
@@ -113,7 +160,8 @@ class ContinualMethod(ABC):
         Args:
             model: the student, perhaps wrapped for distributed training.
             batch: `inputs` (keyword arguments of the model), `labels` (n, A), `image_ids` (n,); where there are
-                triplets `sets` (n, A), see `InfoNCE`; where `needs_teacher_view`, `teacher_inputs`.
+                triplets `sets` (n, A), see `InfoNCE`; where `needs_teacher_view`, `teacher_inputs`; where there are
+                exemplars `replay`, such a batch of theirs, of one of the earlier increments.
         """
 
     def after_step(self, model: nn.Module) -> None:
@@ -122,11 +170,18 @@ class ContinualMethod(ABC):
             if isinstance(part, InfoNCE | UncertaintyWeights):
                 part.limit()
 
-    def end_increment(self, model: nn.Module) -> None:  # noqa: B027  most methods have nothing to do here
-        """The increment is learned; drop or keep what the next ones need."""
+    def end_increment(self, model: nn.Module, rows: IncrementRows) -> None:  # noqa: B027  most have nothing to do
+        """The increment is learned, `rows` are what it was learned from; drop or keep what the next ones need."""
+
+    def kept_state_dict(self) -> dict[str, torch.Tensor]:
+        """What outlives an increment (Fisher terms, exemplars): flat names → tensors, saved with its checkpoint."""
+        return {}
+
+    def load_kept_state_dict(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027
+        """Take back what `kept_state_dict` gave; called before the next `begin_increment`."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything that a run stopped here needs to go on exactly: flat names → tensors."""
+        """What a run stopped within an increment needs beside that, to go on exactly: flat names → tensors."""
         return {name: value.detach() for name, value in self._learned().items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

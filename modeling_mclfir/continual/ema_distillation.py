@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation from an exponential moving average of the student (MCL-FIR, arXiv:2603.20648, as intended)."""
 
-import math
-
 import torch
 from torch import nn
 
-from ..losses import EmbeddingDistillation, FeatureDistillation, gather_rows
-from .base import ContinualMethod
+from .base import ContinualMethod, IncrementRows
+from .distillation import Distillation
 
-DISTILL_ON = {"embeds": EmbeddingDistillation, "pooled": FeatureDistillation}
 TEACHER_VIEWS = ("other", "same")
 
 
@@ -22,13 +19,13 @@ class EmaDistillation(ContinualMethod):
     `teacher_update=False`, `teacher_view="same"`, with `distill_on="pooled"`, where the paper's figure has embeddings.
     The teacher is then what the increment started from, and the term a weak pull back to it.)
 
-    Settings read, beside those of every method: `distill_on`, `distillation_weight`, `ema_decay`, `teacher_update`,
-    `teacher_view`.
+    Settings read, beside those of every method: `distill_on` ("embeds" if None), `distillation_weight`, `ema_decay`,
+    `teacher_update`, `teacher_view`.
     """
 
     def __init__(self, settings):
         super().__init__(settings)
-        self.distillation = DISTILL_ON[settings.distill_on]()
+        self.distillation = Distillation(settings, ("embeds", "pooled", "similarities"))
         self.needs_teacher_view = settings.teacher_view == "other"
         self.teacher: nn.Module | None = None
         self.own: dict[str, torch.Tensor] = {}
@@ -39,10 +36,6 @@ class EmaDistillation(ContinualMethod):
         settings = self.settings
         if not 0 <= settings.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in 0..1 (1 excluded); got {settings.ema_decay}.")
-        if not 0 <= settings.distillation_weight < math.inf:
-            raise ValueError(f"distillation_weight must be at least 0; got {settings.distillation_weight}.")
-        if settings.distill_on not in DISTILL_ON:
-            raise ValueError(f"distill_on must be one of {tuple(DISTILL_ON)}; got {settings.distill_on!r}.")
         if settings.teacher_view not in TEACHER_VIEWS:
             raise ValueError(f"teacher_view must be one of {TEACHER_VIEWS}; got {settings.teacher_view!r}.")
 
@@ -60,9 +53,9 @@ class EmaDistillation(ContinualMethod):
         parts = self.doublet_loss(student.embeds, batch, student.attribute_logits)
         with torch.no_grad():
             teacher = self.teacher(**batch["teacher_inputs" if self.needs_teacher_view else "inputs"])
-        on = self.settings.distill_on
-        distillation = self.distillation(gather_rows(student[on]), gather_rows(teacher[on]))
-        loss = parts["loss"] + self.settings.distillation_weight * distillation
+        output = self.distillation.output
+        distillation = self.distillation(student[output], teacher[output], batch["image_ids"])
+        loss = parts["loss"] + self.distillation.weight * distillation
         return parts | {"loss": self.for_average(loss), "distillation": distillation.detach()}
 
     @torch.no_grad()
@@ -81,7 +74,7 @@ class EmaDistillation(ContinualMethod):
             else:
                 tensor.copy_(student[name])
 
-    def end_increment(self, model: nn.Module) -> None:
+    def end_increment(self, model: nn.Module, rows: IncrementRows) -> None:
         """The teacher has done its work."""
         self.teacher, self.own = None, {}
 

@@ -2,7 +2,7 @@
 """Losses: embeddings in, scalar out."""
 
 from .classification import AttributeClassification
-from .distillation import EmbeddingDistillation, FeatureDistillation
+from .distillation import EmbeddingDistillation, FeatureDistillation, SimilarityDistillation
 from .gather import for_copies, gather_rows, world_size
 from .info_nce import InfoNCE
 from .prototypes import PrototypeInfoNCE
@@ -15,6 +15,7 @@ __all__ = [
     "FeatureDistillation",
     "InfoNCE",
     "PrototypeInfoNCE",
+    "SimilarityDistillation",
     "TripletLoss",
     "UncertaintyWeights",
     "for_copies",

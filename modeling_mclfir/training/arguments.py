@@ -35,13 +35,16 @@ class ModelArguments:
     lora_alpha: float = field(default=16.0, metadata={"help": "their scale is alpha / rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
     head_type: str = field(default="mclfir", metadata={"help": ", ".join(HEAD_TYPES)})
-    embed_dim: int = field(default=128, metadata={"help": "size of an embedding"})
-    head_rank: int = field(default=16, metadata={"help": "rank of an attribute's projection of pooled features"})
+    embed_dim: int = field(default=32, metadata={"help": "size of an embedding"})
+    use_pooled_features: bool = field(default=True, metadata={"help": "heads project the pooled features too"})
     gate_dim: int = field(default=32, metadata={"help": "hidden size of the channel gate"})
     use_spatial_attention: bool = field(default=True, metadata={"help": "heads look at the maps"})
     use_channel_attention: bool = field(default=True, metadata={"help": "heads gate channels"})
     attribute_dim: int | None = field(
         default=None, metadata={"help": "size of a learned attribute embedding (baseline heads); default: embed_dim"}
+    )
+    projection_dim: int = field(
+        default=0, metadata={"help": "size of closed_form's random projection of pooled features (ranpac); 0: none"}
     )
     use_low_level_branch: bool = field(default=True, metadata={"help": "ag_man fuses a lower map"})
     use_self_gate: bool = field(default=True, metadata={"help": "ag_man gates the attribute embedding with itself"})
@@ -119,10 +122,32 @@ class RunArguments:
         default=False, metadata={"help": "learn the weights of doublets, prototypes and classification from there on"}
     )
     ema_decay: float = field(default=0.99, metadata={"help": "of the teacher (ema_distillation)"})
-    distillation_weight: float = field(default=1.0, metadata={"help": "weight of its term"})
-    distill_on: str = field(default="embeds", metadata={"help": "embeds, or the trunk's pooled features: pooled"})
+    distillation_weight: float = field(default=1.0, metadata={"help": "of the teacher's term (ema_distillation, lwf)"})
+    distill_on: str | None = field(
+        default=None,
+        metadata={
+            "help": "embeds, similarities between rows, or (ema_distillation) the trunk's pooled features: pooled; "
+            "default: embeds, of lwf similarities"
+        },
+    )
     teacher_update: bool = field(default=True, metadata={"help": "False: it stays what the increment started from"})
     teacher_view: str = field(default="other", metadata={"help": "other: not the one the student sees; same: that"})
+    ewc_weight: float = field(default=1e3, metadata={"help": "weight of ewc's penalty"})
+    ewc_online: bool = field(default=False, metadata={"help": "ewc keeps one term, not one an increment"})
+    ewc_decay: float = field(default=0.95, metadata={"help": "what ewc_online keeps of it at each increment"})
+    ewc_batches: int = field(default=16, metadata={"help": "batches by which ewc tells what an increment depends on"})
+    exemplars: int = field(default=200, metadata={"help": "rows that replay keeps of earlier increments; 0: none"})
+    exemplars_per: str = field(
+        default="total", metadata={"help": "that number is of all increments together: total, or of each value: value"}
+    )
+    replay_weight: float = field(default=1.0, metadata={"help": "weight of the exemplars' loss (replay)"})
+    replay_batch_size: int = field(
+        default=64, metadata={"help": "rows of exemplars a batch brings beside its own (methods that keep some), even"}
+    )
+    score_temperature: float | None = field(
+        default=None,
+        metadata={"help": "of the softmax over values (simplecil, ranpac); 0: none; default: 0.01, of ranpac 0.1"},
+    )
     mixed_precision: str = field(default="auto", metadata={"help": "auto (bf16 where a GPU has it), no, bf16, fp16"})
     eval_batch_size: int = field(default=64, metadata={"help": "images embedded at a time"})
     save_steps: int = field(default=200, metadata={"help": "steps between saved states; 0: only at increments"})
@@ -136,8 +161,10 @@ class RunArguments:
             raise ValueError(f"--method must be one of {sorted(METHODS)}; got {self.method!r}.")
         if self.epochs <= 0 or (self.first_epochs is not None and self.first_epochs <= 0):
             raise ValueError(f"--epochs must be above 0; got {self.epochs} (first: {self.first_epochs}).")
-        if self.batch_size < 2 or self.batch_size % 2:
-            raise ValueError(f"--batch_size must be even, since rows come in doublets; got {self.batch_size}.")
+        for name in ("batch_size", "replay_batch_size"):
+            size = getattr(self, name)
+            if size < 2 or size % 2:
+                raise ValueError(f"--{name} must be even, since rows come in doublets; got {size}.")
         at_least = {"gradient_accumulation_steps": 1, "eval_batch_size": 1, "save_steps": 0, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -171,6 +198,11 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
         raise ValueError(f"Recipe {recipe}: unknown settings {unknown}; known are {sorted(known)}.")
     parser.set_defaults(**settings)
     model_args, data_args, args = parser.parse_args_into_dataclasses(args=arguments)[:3]
+    if data_args.streaming and METHODS[args.method].needs_rows:
+        raise ValueError(
+            f"--method {args.method} looks at the rows of an increment again, which a stream does not offer; leave "
+            "--streaming out."
+        )
     if model_args.use_attribute_classification != (args.classification_weight > 0):
         raise ValueError(
             "use_attribute_classification (a branch of the heads) and classification_weight above 0 (its loss) go "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training batches of one increment: doublets from a table (as images or as cached features) or a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,36 +26,46 @@ class IncrementBatches(Dataset):
 
     Args:
         table: all training rows.
-        increment: what is learned; rows outside it never come up, values outside it count as no label.
+        increments: what is learned; rows outside them never come up, values outside them count as no label.
+        increment_id: the model's increment that learns it; None: all that the model has, in their order.
         plan_seed, batch_size, value_balance: see `DoubletPlan`.
         views: cached features of each view, or None: images are decoded and augmented for every batch.
         num_views: how many views there are (cached), or how many to draw from (images).
         teacher: whether a second view of each row is wanted.
         triplets: attribute without labels → (T, 3) rows of `table`.
+        only: rows of `table` that may come up (exemplars, of which some attributes may have no pair); None: all.
+        replay: batches of earlier increments' exemplars, of which each batch brings one by turns.
     """
 
     def __init__(
         self,
         table: ImageTable,
-        increment: Increment,
+        increments: Sequence[Increment],
         views: list[np.ndarray] | None,
         num_views: int,
         processor,
         augmentation: Augmentation,
         accelerator: Accelerator,
         *,
+        increment_id: int | None,
         plan_seed: tuple[int, ...],
         batch_size: int,
         value_balance: float = 1.0,
         teacher: bool = False,
         triplets: dict[str, np.ndarray] | None = None,
+        only: np.ndarray | None = None,
+        replay: Sequence["IncrementBatches"] = (),
     ):
         self.table, self.views, self.num_views = table, views, num_views
         self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
-        labels = increment_labels(table, increment)
+        self.increment_id, self.replay, self.device = increment_id, list(replay), accelerator.device
+        labels = increment_labels(table, increments, only)
         triplets = {name: rows for name, rows in (triplets or {}).items() if name in labels}
         self.num_rows = num_in_use(labels, triplets)
-        self.plan = DoubletPlan(labels, table.image_ids, batch_size, plan_seed, value_balance, triplets=triplets)
+        self.plan = DoubletPlan(
+            labels, table.image_ids, batch_size, plan_seed, value_balance, only is not None, triplets
+        )
+        self.attributes = list(labels)
         self.labels = torch.from_numpy(np.stack(list(labels.values()), axis=1))  # (N, A)
         self.image_ids = torch.from_numpy(table.image_ids)
         self.local = local_slice(batch_size, accelerator.process_index, accelerator.num_processes)
@@ -76,7 +86,34 @@ class IncrementBatches(Dataset):
             batch["labels"] = torch.where(learned_so, torch.from_numpy(triplets.labels[self.local]), batch["labels"])
         if self.teacher:
             batch["teacher_inputs"] = self._inputs(rows, others[self.local], step)
+        if self.replay:
+            turn, replayed = divmod(step, len(self.replay))
+            batch["replay"] = self.replay[replayed][turn]
         return batch
+
+    def without_negatives(self, num_batches: int = 8) -> list[str]:
+        """Attributes of which most of the first batches show one value only: their doublets meet no negatives."""
+        counts = np.zeros(len(self.attributes))
+        for step in range(num_batches):
+            rows, _ = self.plan.draw(step)
+            labels = self.labels[rows].numpy()
+            counts += [len(np.unique(codes[codes >= 0])) < 2 for codes in labels.T]
+        from_triplets = {attribute for attribute, _ in self.plan.triplets.values()}
+        lacking = [place for place, count in enumerate(counts) if 2 * count > num_batches]
+        return [self.attributes[place] for place in lacking if place not in from_triplets]
+
+    def chunks(self, size: int = 64) -> Iterator[dict]:
+        """See `IncrementRows`; every process gets them all."""
+        rows = np.flatnonzero((self.labels >= 0).any(dim=1).numpy())
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            batch = {
+                "inputs": self._inputs(chunk, np.zeros(len(chunk), dtype=np.int64), 0),
+                "labels": self.labels[chunk],
+                "image_ids": self.image_ids[chunk],
+                "rows": torch.from_numpy(chunk),
+            }
+            yield to_device(batch, self.device, torch.float32)
 
     def loader(self, first_step: int, last_step: int, num_workers: int) -> DataLoader:
         """Batches first_step..last_step-1. Already sharded: this must not go through `accelerator.prepare`."""
@@ -98,9 +135,9 @@ class IncrementBatches(Dataset):
             # Crops are drawn anew at each step here, where a cache has a fixed number of them.
             seed = draw_seed((*self.plan.seed, step, 2))
             pixels = load_pixels(self.table, rows, views.tolist(), self.processor, self.augmentation, seed)
-            return {"pixel_values": pixels}
+            return {"pixel_values": pixels, "increment_id": self.increment_id}
         features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
-        return {"shared_features": torch.from_numpy(features)}
+        return {"shared_features": torch.from_numpy(features), "increment_id": self.increment_id}
 
 
 class StreamBatches:
@@ -111,6 +148,7 @@ class StreamBatches:
 
     Args:
         data_dir: the prepared data set.
+        increments, increment_id: see `IncrementBatches`.
         labels: table of the training rows, of which only labels and vocabulary are read.
         shuffle_buffer: rows of a pool, on each process.
         bad_rows: gets what the stream leaves out; more than `max_bad_fraction` of all rows stop the run.
@@ -122,12 +160,13 @@ class StreamBatches:
         self,
         data_dir: Path,
         labels: ImageTable,
-        increment: Increment,
+        increments: Sequence[Increment],
         num_views: int,
         processor,
         augmentation: Augmentation,
         accelerator: Accelerator,
         *,
+        increment_id: int,
         plan_seed: tuple[int, ...],
         batch_size: int,
         shuffle_buffer: int,
@@ -136,11 +175,17 @@ class StreamBatches:
         bad_rows: DistinctBadRows | None = None,
         max_bad_fraction: float = 0.01,
     ):
+        if len(increments) > 1:
+            raise ValueError(
+                "A stream gives the rows of one increment; a method that learns several at once needs a table: leave "
+                "--streaming out."
+            )
         rank, world_size = accelerator.process_index, accelerator.num_processes
+        self.increment_id = increment_id
         local = local_slice(batch_size, rank, world_size)
         self.num_views, self.teacher = num_views, teacher
         self.processor, self.augmentation, self.accelerator = processor, augmentation, accelerator
-        self.num_rows = num_in_use(increment_labels(labels, increment))
+        self.num_rows = num_in_use(increment_labels(labels, increments))
         self.bad_rows = DistinctBadRows() if bad_rows is None else bad_rows
         self.seed = (*plan_seed, rank)
         stream = open_stream(
@@ -149,7 +194,7 @@ class StreamBatches:
         )  # fmt: skip
         stream.bad_rows = self.bad_rows
         self.doublets = DoubletStream(
-            stream, increment, labels.vocabulary, pool_size=shuffle_buffer, batch_size=local.stop - local.start,
+            stream, increments[0], labels.vocabulary, pool_size=shuffle_buffer, batch_size=local.stop - local.start,
             seed=self.seed, value_balance=value_balance, total_rows=len(labels), max_bad_fraction=max_bad_fraction,
         )  # fmt: skip
 
@@ -171,7 +216,7 @@ class StreamBatches:
 
     def _inputs(self, pool, rows: np.ndarray, views: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
         pixels = load_pixels(pool, rows, views.tolist(), self.processor, self.augmentation, seed)
-        return {"pixel_values": pixels}
+        return {"pixel_values": pixels, "increment_id": self.increment_id}
 
     def state_dict(self) -> dict:
         """Where this process's stream stands, as plain data."""
@@ -187,11 +232,28 @@ class StreamBatches:
             self.bad_rows.load_state_dict(state)
 
 
-def increment_labels(table: ImageTable, increment: Increment) -> dict[str, np.ndarray]:
-    """The increment's labels, attribute → (N,), -1 for rows that lie outside it."""
-    inside = np.zeros(len(table), dtype=bool)
-    inside[select_rows(increment, table)] = True
-    return {name: np.where(inside, table.labels(name), -1) for name in increment.attributes}
+def increment_labels(
+    table: ImageTable, increments: Sequence[Increment], only: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """
+    The labels of increments, attribute → (N,), -1 for rows that lie outside: of an attribute in several of them,
+    outside all of those.
+
+    Args:
+        only: rows that may have labels; None: all.
+    """
+    allowed = np.ones(len(table), dtype=bool)
+    if only is not None:
+        allowed[:] = False
+        allowed[only] = True
+    labels: dict[str, np.ndarray] = {}
+    for increment in increments:
+        inside = np.zeros(len(table), dtype=bool)
+        inside[select_rows(increment, table)] = True
+        for name in increment.attributes:
+            before = labels.get(name, np.full(len(table), -1))
+            labels[name] = np.where(inside & allowed, table.labels(name), before)
+    return labels
 
 
 def num_in_use(labels: dict[str, np.ndarray], triplets: dict[str, np.ndarray] | None = None) -> int:
@@ -221,6 +283,8 @@ def to_device(batch: dict, device: torch.device, dtype: torch.dtype) -> dict:
     for name, value in batch.items():
         if isinstance(value, dict):
             moved[name] = to_device(value, device, dtype)
+        elif not isinstance(value, torch.Tensor):
+            moved[name] = value
         else:
             layout = torch.channels_last if value.ndim == 4 else torch.preserve_format
             kind = dtype if value.is_floating_point() else None

@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,11 +38,11 @@ class Progress:
     zero_shot: list[float] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)  # feature files whose filling is on the bill
 
-    def charge(self, name: str, bill: Cost, device: torch.device) -> None:
-        """Put the bill of an increment to the rest."""
+    def charge(self, name: str, bill: Cost, device: torch.device, kept: dict[str, int]) -> None:
+        """Put the bill of an increment to the rest; `kept` is what is stored after it."""
         bill.peak_memory_bytes = peak_memory_bytes(device)
         self.cost.add(bill)
-        self.cost_per_increment.append({"increment": name} | bill.to_dict())
+        self.cost_per_increment.append({"increment": name} | bill.to_dict() | kept)
 
     def to_dict(self) -> dict:
         """For JSON."""
@@ -80,13 +80,31 @@ class IncrementTrainer:
         method: ContinualMethod,
         batches: IncrementBatches | StreamBatches,
         increment_id: int,
+        name: str,
         progress: Progress,
         extra: Cost,
         num_workers: int = 0,
     ) -> None:
         """Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`."""
-        args, name = self.args, model.config.increments[increment_id]["name"]
-        total = self.num_steps(batches.num_rows, increment_id)
+        args, bill, losses, started = self.args, Cost(), [], time.perf_counter()
+        total = self.num_steps(batches.num_rows, increment_id) if method.trains else 0
+        if method.trains:
+            offset = len(progress.loss)
+            bill, losses = self._learn(model, method, batches, increment_id, name, total, offset, num_workers)
+        ending = time.perf_counter() if method.trains else started
+        rows = RowsOfIncrement(batches, total * args.gradient_accumulation_steps, self.accelerator.device)
+        _, flops = count_flops(lambda: method.end_increment(model, rows))
+        bill.add(Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - ending))
+        bill.add(extra)
+        progress.loss += losses
+        progress.charge(name, bill, self.accelerator.device, _kept(model, method))
+        batches.end()
+
+    def _learn(
+        self, model, method, batches, increment_id: int, name: str, total: int, offset: int, num_workers: int
+    ) -> tuple[Cost, list[dict]]:
+        """All steps of the increment: their bill and their losses. `offset` is the number of steps before it."""
+        args = self.args
         # Convolutions train somewhat faster this way (tests/benchmarks/steps.py); the weights keep their values.
         model.to(memory_format=torch.channels_last)
         self._share_batch_statistics(model)
@@ -103,15 +121,13 @@ class IncrementTrainer:
         accumulation = args.gradient_accumulation_steps
         made = iter(batches.loader(first * accumulation, total * accumulation, num_workers))
         with Prefetcher(made, batches.state_dict, pin=self.accelerator.device.type == "cuda") as loader:
-            self._run(run, loader, name, range(first, total), bill, losses, offset=len(progress.loss),
+            self._run(run, loader, name, range(first, total), bill, losses, offset=offset,
                       save=lambda step: self._save(model, prepared, method, loader.state, {
                           "increment_id": increment_id, "step": step, "cost": bill_so_far().to_dict(), "loss": losses,
                       }))  # fmt: skip
-        bill_so_far().add(extra)
-        progress.loss += losses
-        progress.charge(name, bill, self.accelerator.device)
-        batches.end()
+        bill_so_far()
         self._release(wrapped, model)
+        return bill, losses
 
     def _run(
         self,
@@ -138,7 +154,7 @@ class IncrementTrainer:
                 parts, per_step = run.one(loader, step), bill.flops // step
             bill.flops += per_step
             bill.steps += 1
-            bill.samples += args.batch_size * args.gradient_accumulation_steps
+            bill.samples += run.num_rows * self.accelerator.num_processes
             bill.waiting_seconds += run.waited
             waiting.append((step, parts))
             saves = args.save_steps and (step + 1) % args.save_steps == 0 and step + 1 < steps.stop
@@ -233,6 +249,22 @@ class IncrementTrainer:
         self.accelerator.wait_for_everyone()
 
 
+class RowsOfIncrement:
+    """What an increment was learned from, for `ContinualMethod.end_increment`; batches before `first` were drawn."""
+
+    def __init__(self, batches: IncrementBatches | StreamBatches, first: int, device: torch.device):
+        self._batches, self._first, self._device = batches, first, device
+
+    def chunks(self) -> Iterator[dict]:
+        """See `IncrementRows`; of tables only."""
+        return self._batches.chunks()
+
+    def batches(self, num_batches: int) -> Iterator[dict]:
+        """See `IncrementRows`."""
+        for batch in self._batches.loader(self._first, self._first + num_batches, 0):
+            yield to_device(batch, self._device, torch.float32)
+
+
 class _Steps:
     """One optimiser step at a time, over its accumulated batches."""
 
@@ -243,6 +275,7 @@ class _Steps:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.dtype = next(model.parameters()).dtype
         self.waited = 0.0  # seconds in which the last step had no batch
+        self.num_rows = 0  # of this process in the last step, exemplars included
 
     def one(self, loader, step: int) -> dict[str, torch.Tensor]:
         """Parts of the loss of one step, as the mean over its batches."""
@@ -253,15 +286,13 @@ class _Steps:
             group["lr"] = peak * _rate(step, self.total, self.args.warmup_fraction)
         self.wrapped.train()
         accumulation, sums = self.args.gradient_accumulation_steps, {}
-        self.waited = 0.0
+        self.waited, self.num_rows = 0.0, 0
         for turn in range(accumulation):
             asked = time.perf_counter()
             batch = next(loader)
             self.waited += time.perf_counter() - asked
             batch = to_device(batch, self.accelerator.device, self.dtype)
-            for inputs in ("inputs", "teacher_inputs"):
-                if inputs in batch:
-                    batch[inputs]["increment_id"] = self.increment_id
+            self.num_rows += sum(len(part["image_ids"]) for part in (batch, batch.get("replay")) if part)
             if turn + 1 < accumulation:
                 with self.accelerator.no_sync(self.wrapped):
                     parts = self._backward(batch)
@@ -280,6 +311,14 @@ class _Steps:
             parts = self.method.compute_loss(self.wrapped, batch)
         self.accelerator.backward(parts["loss"] / self.args.gradient_accumulation_steps)
         return parts
+
+
+def _kept(model, method: ContinualMethod) -> dict[str, int]:
+    """What is stored for later beside the trunk: bytes of adapters, heads and the method's state; photos."""
+    size = next(model.parameters()).element_size() * sum(model.num_added_parameters().values())
+    size += sum(buffer.nbytes for buffer in model.heads.buffers())
+    size += sum(tensor.nbytes for tensor in method.kept_state_dict().values())
+    return {"stored_bytes": size, "exemplars": sum(len(rows) for rows in method.exemplars.values())}
 
 
 def _rate(step: int, total: int, warmup_fraction: float) -> float:

@@ -37,9 +37,9 @@ logger = get_logger(__name__)
 _FREE = {"resume", "save_steps", "report_to", "plots", "output_dir", "cache_dir", "num_workers"}
 _MODEL_SETTINGS = (
     "adapter_policy", "base_training", "num_adapted_blocks", "out_indices", "lora_rank", "lora_alpha", "lora_dropout",
-    "embed_dim", "head_rank", "gate_dim", "use_spatial_attention", "use_channel_attention",
+    "embed_dim", "gate_dim", "use_pooled_features", "use_spatial_attention", "use_channel_attention",
     "head_type", "attribute_dim", "use_low_level_branch", "use_self_gate", "use_spatial_gate", "use_masks",
-    "mask_type", "use_attribute_classification",
+    "mask_type", "use_attribute_classification", "projection_dim",
 )  # fmt: skip
 
 
@@ -60,7 +60,9 @@ def start_accelerator(args) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir
     )
-    local_slice(args.batch_size, accelerator.process_index, accelerator.num_processes)  # else an error, and now
+    sizes = [args.batch_size] + [args.replay_batch_size] * (args.method == "replay")
+    for size in sizes:  # else an error, and now
+        local_slice(size, accelerator.process_index, accelerator.num_processes)
     set_seed(args.seed)
     return accelerator
 
@@ -89,6 +91,7 @@ class Run:
         self.prompts = PromptEncoder(model_args.text_encoder) if model_args.text_encoder else None
         self.model: MclfirForImageRetrieval
         self.processor: MclfirImageProcessor
+        self.method_state: dict[str, torch.Tensor] = {}  # what the method kept of the increments finished
 
     def start_fresh(self) -> None:
         """A new model on the named trunk."""
@@ -105,7 +108,7 @@ class Run:
 
     def take_up(self, folder: Path) -> None:
         """The model and the progress of a checkpoint."""
-        self.model, state, _ = load_increment(folder)
+        self.model, state, self.method_state = load_increment(folder)
         self.processor = MclfirImageProcessor.from_pretrained(folder)
         self.progress, self.num_finished = Progress.from_dict(state["progress"]), state["num_finished"]
 
@@ -136,36 +139,79 @@ class Run:
             )
         self.data.bad_rows.load_state_dict(state["bad_rows"])
 
-    def batches(self, increment_id: int, teacher: bool) -> tuple[IncrementBatches | StreamBatches, Cost]:
+    def batches(self, increment_id: int, method) -> tuple[IncrementBatches | StreamBatches, Cost]:
         """The batches of an increment, and the bill of the feature cache that they are read from."""
-        data_args, table, increment = self.data_args, self.data.tables["train"], self.data.increments[increment_id]
+        data_args, table, args = self.data_args, self.data.tables["train"], self.args
+        first = 0 if method.retrains else increment_id
+        increments = self.data.increments[first : increment_id + 1]
         common = {
             "num_views": data_args.num_views,
             "processor": self.processor,
             "augmentation": self.augmentation,
             "accelerator": self.accelerator,
-            "plan_seed": (self.args.seed, increment_id),
-            "batch_size": self.args.batch_size,
-            "value_balance": self.args.value_balance,
-            "teacher": teacher,
+            "value_balance": args.value_balance,
+        }
+        one = common | {
+            "increment_id": None if method.retrains else self.serving(increment_id),
+            "plan_seed": (args.seed, increment_id),
+            "batch_size": args.batch_size,
+            "teacher": method.needs_teacher_view,
         }
         if data_args.streaming:
             batches = StreamBatches(
-                self.data.folder, table, increment, shuffle_buffer=data_args.shuffle_buffer,
-                bad_rows=self.data.bad_rows, max_bad_fraction=data_args.max_bad_fraction, **common,
+                self.data.folder, table, increments, shuffle_buffer=data_args.shuffle_buffer,
+                bad_rows=self.data.bad_rows, max_bad_fraction=data_args.max_bad_fraction, **one,
             )  # fmt: skip
             return batches, Cost()
         views, filling = self.cached_views(table)
-        return IncrementBatches(table, increment, views, triplets=self.data.triplets["train"], **common), filling
+        replay = [
+            IncrementBatches(
+                table, [self.data.increments[old]], views, increment_id=self.serving(old), only=rows,
+                plan_seed=(args.seed, increment_id, 1 + old), batch_size=args.replay_batch_size, **common,
+            )  # fmt: skip
+            for old, rows in method.exemplars.items()
+        ]
+        triplets = self.data.triplets["train"]
+        batches = IncrementBatches(table, increments, views, triplets=triplets, replay=replay, **one)
+        if lacking := batches.without_negatives():
+            logger.warning(
+                f"increment {increments[-1].name}: most batches of {args.batch_size} rows show a single value of "
+                f"{', '.join(lacking)}, which teaches nothing to tell apart. Raise --batch_size, or learn fewer "
+                "attributes at once."
+            )
+        return batches, filling
 
-    def begin_increment(self, increment_id: int, increment) -> None:
-        """New heads and adapter, drawn from a seed of their own, and everything else frozen."""
-        set_seed(int(np.random.SeedSequence((self.args.seed, increment_id)).generate_state(1)[0]))
+    def serving(self, increment_id: int) -> int:
+        """The model's increment that serves one of the data: another one where a space learns new values on."""
+        increment, config = self.data.increments[increment_id], self.model.config
+        if increment.name in config.increment_names:
+            return config.increment_names.index(increment.name)
+        return config.increment_of(config.attributes.index(increment.attributes[0]))
+
+    def begin_increment(self, increment_id: int, method) -> MclfirForImageRetrieval:
+        """New heads and adapter, drawn from a seed of their own, and everything else frozen; gives the model."""
+        if method.retrains and increment_id:
+            self.start_fresh()
+            self.model.to(self.accelerator.device)
+        first = 0 if method.retrains else increment_id
+        for index in range(first, increment_id + 1):
+            set_seed(int(np.random.SeedSequence((self.args.seed, index)).generate_state(1)[0]))
+            self._open_space(self.data.increments[index])
+        learns = list(range(len(self.model.heads))) if method.retrains else self.serving(increment_id)
+        names = self.model.set_trainable(learns, method.learns_old_heads, trunk=method.retrains or increment_id == 0)
+        count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        name = self.data.increments[increment_id].name
+        logger.info(f"increment {name}: {count:,} parameters learn, in {len(names)} tensors")
+        return self.model
+
+    def _open_space(self, increment) -> None:
+        """New heads (and adapter); where a space is shared and only its values are new, it learns on as it is."""
+        config = self.model.config
+        known = increment.new_values and increment.attributes[0] in config.attributes
+        if known and config.adapter_policy != "per_increment":
+            return
         prompts = self.prompts.encode(list(increment.attributes)) if self.prompts is not None else None
         self.model.add_increment(increment.name, list(increment.attributes), prompts, new_values=increment.new_values)
-        names = self.model.set_trainable(increment_id)
-        count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        logger.info(f"increment {increment.name}: {count:,} parameters learn, in {len(names)} tensors")
 
     def cached_views(self, table: ImageTable) -> tuple[list[np.ndarray] | None, Cost]:
         """Cached features of all views of the training rows and the bill of filling; None where they can't be kept."""
@@ -194,6 +240,11 @@ class Run:
         with torch.no_grad():
             return count_flops(lambda: self.model.mclfir.shared_forward(pixels))[1]
 
+    def embed(self, evaluator, side, increment_id: int, method) -> torch.Tensor:
+        """Embeddings of a side for the attributes of an increment that is learned, (N, A, D); (N, 1, C) if pooled."""
+        serving = self.serving(increment_id)
+        return evaluator.embed(self.model, side, serving, pooled=method.by_pooled_features)
+
     def pooled_rows(self, evaluator, sides, increment) -> list[dict]:
         """Scores of an increment that is not learned yet, by the trunk's pooled features."""
         current = len(self.model.heads) - 1
@@ -208,9 +259,12 @@ class Run:
         self.progress.initial_trunk = summarise([row for group in rows for row in group])
         self.progress.zero_shot = [mean_score(group) for group in rows]
 
-    def num_values(self, increment) -> list[int]:
-        """Values of each attribute of an increment, in the whole data set; 1 where only triplets are known."""
-        return [max(1, len(self.data.tables["train"].values(attribute))) for attribute in increment.attributes]
+    def num_values(self, increment_id: int, method) -> list[int]:
+        """Of each attribute that is learned: values in the whole data set; 1 where only triplets are known."""
+        config, serving = self.model.config, self.serving(increment_id)
+        ids = range(len(self.model.heads)) if method.retrains else [serving]
+        names = [config.attributes[place] for index in ids for place in config.attribute_range(index)]
+        return [max(1, len(self.data.tables["train"].values(name))) for name in names]
 
     def close(self) -> None:
         """End the trackers."""

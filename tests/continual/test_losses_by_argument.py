@@ -11,7 +11,14 @@ from accelerate import Accelerator
 from torch import distributed, multiprocessing
 
 from modeling_mclfir.continual import METHODS, EmaDistillation, FineTuning
-from modeling_mclfir.losses import AttributeClassification, InfoNCE, PrototypeInfoNCE, TripletLoss, world_size
+from modeling_mclfir.losses import (
+    AttributeClassification,
+    InfoNCE,
+    PrototypeInfoNCE,
+    SimilarityDistillation,
+    TripletLoss,
+    world_size,
+)
 from modeling_mclfir.training.arguments import RunArguments
 from modeling_mclfir.training.loop import IncrementTrainer
 
@@ -174,7 +181,7 @@ def test_settings_are_checked_when_the_arguments_are_read(changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"distill_on": "maps"}, r"distill_on must be one of \('embeds', 'pooled'\); got 'maps'"),
+        ({"distill_on": "maps"}, r"distill_on must be one of \('embeds', 'pooled', 'similarities'\); got 'maps'"),
         ({"teacher_view": "clean"}, r"teacher_view must be one of \('other', 'same'\); got 'clean'"),
         ({"distillation_weight": -0.5}, "distillation_weight must be at least 0; got -0.5"),
         ({"ema_decay": 1.0}, "ema_decay must lie in 0..1"),
@@ -198,7 +205,7 @@ def test_the_optimiser_gets_what_is_learned_and_draws_no_scale_to_zero(make_stud
     assert any(parameter is method.prototypes.prototypes for parameter in groups[0]["params"])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
 def test_what_is_learned_goes_on_exactly(make_student, name):
     model, method = begin(make_student, METHODS[name], **LEARNED)
     learn(model, method, 3)
@@ -243,7 +250,19 @@ def test_distillation_on_pooled_features(make_student):
     assert parts["loss"].item() == pytest.approx(fixed.item(), rel=1e-5)
 
 
-def test_pooled_features_are_told_where_they_are_those_of_one_increment(make_student, images):
+def test_distillation_on_similarities(make_student):
+    model, method = begin(make_student, EmaDistillation, distill_on="similarities", distillation_weight=0.3)
+    learn(model, method, 2)
+    batch = batch_of(5)
+    student, teacher = model(**batch["inputs"]).embeds, method.teacher(**batch["teacher_inputs"]).embeds
+    parts = method.compute_loss(model, batch)
+    expected = SimilarityDistillation(0.2)(student, teacher, batch["image_ids"])
+    assert expected > 0 and parts["distillation"].item() == pytest.approx(expected.item(), rel=1e-5)
+    fixed = parts["contrastive"] + 0.5 * parts["prototypes"] + 0.3 * expected
+    assert parts["loss"].item() == pytest.approx(fixed.item(), rel=1e-5)
+
+
+def test_pooled_features_are_told_where_they_are_those_of_one_adapter(make_student, images):
     model = make_student().eval()
     model.add_increment("look", ["colour"])
     for increment_id in range(2):

@@ -23,13 +23,13 @@ def make(tiny_data):
 
     def build(kind=IncrementBatches, *, rank=0, world=1, entry=None, data=tiny_data, num_views=3, **settings):
         table = load_tables(data, labels_only=() if kind is IncrementBatches else ("train",))["train"]
-        (increment,) = load_increments([entry or {"name": "a", "attributes": ["category", "sleeve_length"]}])
-        first = (table, increment, None) if kind is IncrementBatches else (data, table, increment)
-        settings = {"plan_seed": (0, 0), "batch_size": 8} | settings
+        increments = load_increments([entry or {"name": "a", "attributes": ["category", "sleeve_length"]}])
+        first = (table, increments, None) if kind is IncrementBatches else (data, table, increments)
+        settings = {"plan_seed": (0, 0), "batch_size": 8, "increment_id": 0} | settings
         if kind is StreamBatches:
             settings = {"shuffle_buffer": 24} | settings
         processor = MclfirImageProcessor.for_trunk(None, 16, 16)
-        accelerator = SimpleNamespace(process_index=rank, num_processes=world)
+        accelerator = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
         return kind(*first, num_views, processor, Augmentation(), accelerator, **settings)
 
     return build
@@ -227,3 +227,9 @@ def test_a_run_on_a_stream(run, odd_data, tmp_path):
     assert report["finished"] and report["data"]["bad_rows"] == {"truncated": 3}
     assert not list((tmp_path / "run" / "cache").glob("train*"))  # nothing of a stream is cached
     assert report["cost_per_increment"][0]["samples"] >= 3 * 48
+
+
+def test_attributes_that_meet_no_negatives_are_named(make):
+    entry = {"name": "a", "attributes": ["category"]}
+    assert make(entry=entry, batch_size=16).without_negatives() == []
+    assert make(entry=entry, batch_size=2).without_negatives() == ["category"]  # one doublet is of one value

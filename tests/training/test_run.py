@@ -20,7 +20,10 @@ KINDS = {
     "shared": {"adapter_policy": "shared", "max_cache_gib": 0.0},
     "streaming": {"streaming": True, "shuffle_buffer": 24, "method": "ema_distillation", "epochs": 3},
     "learned_scales": {"method": "ema_distillation", "distill_on": "pooled", "epochs": 3, **LEARNED_SCALES},
+    "replay": {"method": "replay", "adapter_policy": "shared", "exemplars": 24, "replay_batch_size": 8},
     "triplet": {"loss": "triplet", "learn_loss_weights": True},
+    "lwf": {"method": "lwf", "adapter_policy": "shared"},
+    "ewc": {"method": "ewc", "adapter_policy": "shared", "ewc_batches": 2},
 }
 
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of continual methods: what is compared, and the figures of each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..metrics import average_score, intransigence
+from .runs import StudyRun
+
+SHARED = {"adapter_policy": "shared"}
+# An embedding holds a score for each value of an attribute: enough numbers for the largest.
+CLOSED_FORM = {"adapter_policy": "frozen", "head_type": "closed_form", "embed_dim": 128}
+# Name in the study → settings. Those that learn by steps learn the same layers: adapters of upper blocks, and heads.
+STUDIED: dict[str, dict[str, Any]] = {
+    "zero_shot": {"method": "zero_shot", "adapter_policy": "frozen"},
+    "fine_tuning": {"method": "fine_tuning", **SHARED},
+    "ema_distillation": {"method": "ema_distillation", **SHARED},
+    "lwf": {"method": "lwf", **SHARED},
+    "ewc": {"method": "ewc", **SHARED},
+    "ewc_online": {"method": "ewc", "ewc_online": True, **SHARED},
+    "replay": {"method": "replay", **SHARED},
+    "simplecil": {"method": "simplecil", **CLOSED_FORM},
+    "ranpac": {"method": "ranpac", "projection_dim": 2000, **CLOSED_FORM},
+    "lora_per_increment": {"method": "fine_tuning", "adapter_policy": "per_increment"},
+    "static": {"method": "static", **SHARED},
+}
+BOUNDS = ("zero_shot", "static")
+ORDERS = {"canonical": {}, "reversed": {"reverse_increments": True}}
+COSTS = ("samples", "steps", "flops", "seconds", "peak_memory_bytes")
+
+
+def study_runs(
+    methods: Sequence[str], orders: Sequence[str], seeds: Iterable[int], settings: Mapping[str, Any]
+) -> list[StudyRun]:
+    """
+    Every method, in every order, with every seed; `settings` go to all of them.
+
+    Raises:
+        ValueError: an unknown method or order.
+    """
+    for what, given, known in (("methods", methods, STUDIED), ("orders", orders, ORDERS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"Unknown {what} {unknown}; known are {list(known)}.")
+    common = {"plots": False, "save_steps": 0, "report_to": "none"} | dict(settings)
+    return [
+        StudyRun(f"{order}/{method}/seed{seed}", common | ORDERS[order] | STUDIED[method] | {"seed": seed})
+        for seed in seeds
+        for order in orders
+        for method in methods
+    ]
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """
+    What the runs of one method in one order came to: mean over seeds, spread (standard deviation, 0 of a single one).
+
+    Attributes:
+        scores: a[i][j], 0–1, the mean over seeds; None above the diagonal.
+        average, forgetting, backward_transfer, forward_transfer, intransigence: (mean, spread), 0–1; intransigence is
+            None without runs of static.
+        cost: name of `COSTS` → total of the whole sequence, the mean over seeds.
+        cost_ratio: the same as a share of static's; None without runs of static.
+        stored_bytes: what is kept after the last increment beside the trunk: adapters, heads, the method's state.
+        exemplars: photos kept after the last increment.
+    """
+
+    order: str
+    method: str
+    num_seeds: int
+    scores: list[list[float | None]]
+    average: tuple[float, float]
+    forgetting: tuple[float, float]
+    backward_transfer: tuple[float, float]
+    forward_transfer: tuple[float, float]
+    intransigence: tuple[float, float] | None
+    cost: dict[str, float]
+    cost_ratio: dict[str, float] | None
+    stored_bytes: float
+    exemplars: float
+
+    @property
+    def after_each(self) -> list[float]:
+        """Mean score over the increments seen so far, after each increment."""
+        return [float(np.mean(row[: i + 1])) for i, row in enumerate(self.scores)]
+
+
+def figures(reports: Mapping[tuple[str, str, int], dict]) -> list[MethodFigures]:
+    """The figures of every method in every order, from reports by (order, method, seed)."""
+    groups: dict[tuple[str, str], dict[int, dict]] = {}
+    for (order, method, seed), report in reports.items():
+        groups.setdefault((order, method), {})[seed] = report
+    return [_figures(*name, runs, groups.get((name[0], "static"), {})) for name, runs in groups.items()]
+
+
+def _figures(order: str, method: str, runs: dict[int, dict], static: dict[int, dict]) -> MethodFigures:
+    every = list(runs.values())
+    count = len(every[0]["scores"])
+    learned = [
+        [[row[j] if j <= i else None for j in range(count)] for i, row in enumerate(report["scores"])]
+        for report in every
+    ]
+    mean = [
+        [float(np.mean([scores[i][j] for scores in learned])) if j <= i else None for j in range(count)]
+        for i in range(count)
+    ]
+    cost = {name: float(np.mean([report["cost"][name] for report in every])) for name in COSTS}
+    lacks = None
+    ratio = None
+    if static:
+        # static[j]: all data up to j at once, scored on j, with the same seed where there is one.
+        bounds = {seed: [row[j] for j, row in enumerate(report["scores"])] for seed, report in static.items()}
+        some = next(iter(bounds.values()))
+        lacks = _spread(
+            [intransigence(scores, bounds.get(seed, some)) for seed, scores in zip(runs, learned, strict=True)]
+        )
+        of_static = {name: np.mean([report["cost"][name] for report in static.values()]) for name in COSTS}
+        ratio = {name: float(cost[name] / of_static[name]) if of_static[name] else 0.0 for name in COSTS}
+    last = [report["cost_per_increment"][-1] for report in every]
+    return MethodFigures(
+        order=order,
+        method=method,
+        num_seeds=len(every),
+        scores=mean,
+        average=_spread([average_score(scores) for scores in learned]),
+        forgetting=_spread([report["forgetting"] for report in every]),
+        backward_transfer=_spread([report["backward_transfer"] for report in every]),
+        forward_transfer=_spread([report["forward_transfer"] for report in every]),
+        intransigence=lacks,
+        cost=cost,
+        cost_ratio=ratio,
+        stored_bytes=float(np.mean([row["stored_bytes"] for row in last])),
+        exemplars=float(np.mean([row["exemplars"] for row in last])),
+    )
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study's pictures: score after each increment, and score against cost."""
+
+import os
+from collections.abc import Sequence
+from itertools import cycle
+
+from matplotlib.figure import Figure
+
+from ..training.figures import COLOURS, FAINT, GREY, TEXT, literal, needed, save
+from .continual import BOUNDS, MethodFigures
+
+_MARKERS = "osD^vPX*<>"
+
+
+def plot_after_each(rows: Sequence[MethodFigures], increments: Sequence[str], path: str | os.PathLike) -> None:
+    """The mean score over the increments seen so far, after each of them: a line a method."""
+    rows = needed(list(rows), "methods")
+    figure = Figure(figsize=(8.6, 5.0), layout="constrained")
+    axes = _axes(figure)
+    places = range(len(rows[0].scores))
+    ends = _apart([100 * row.after_each[-1] for row in rows])
+    for row, end, style in zip(rows, ends, _styles(rows), strict=True):
+        values = [100 * value for value in row.after_each]
+        axes.plot(places, values, markersize=6, linewidth=1.8, **style)
+        label = f"{row.method} {values[-1]:.2f}"
+        axes.annotate(label, (places[-1], values[-1]), (places[-1] + 0.12, end), fontsize=9, color=style["color"],
+                      va="center", arrowprops={"arrowstyle": "-", "color": style["color"], "lw": 0.5})  # fmt: skip
+    axes.set_xticks(places, [literal(name) for name in increments[: len(places)]])
+    axes.set_xlim(-0.2, places[-1] + 0.35 * len(places))
+    axes.set(xlabel="after learning", ylabel="MAP over what was learned so far, %")
+    save(figure, path, "What is known after each increment", [_dashed(rows)])
+
+
+def plot_cost(rows: Sequence[MethodFigures], path: str | os.PathLike) -> None:
+    """The average score at the end against what training cost in all, as a share of static retraining."""
+    rows = needed([row for row in rows if row.cost_ratio], "methods with a cost")
+    figure = Figure(figsize=(8.6, 5.0), layout="constrained")
+    axes = _axes(figure)
+    for row, style in zip(rows, _styles(rows), strict=True):
+        place = row.cost_ratio["flops"], 100 * row.average[0]
+        axes.errorbar(*place, yerr=100 * row.average[1] or None, markersize=9, capsize=3,
+                      **(style | {"linestyle": "none"}))  # fmt: skip
+        axes.annotate(literal(row.method), place, (7, 5), textcoords="offset points", fontsize=9, color=style["color"])
+    axes.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xlim(left=-0.05, right=1.25 * max(1.0, *(row.cost_ratio["flops"] for row in rows)))
+    axes.set(xlabel="training FLOPs of the whole sequence, as a share of static retraining", ylabel="average MAP, %")
+    save(figure, path, "What it costs, and what it gives", ["up and to the left is better; bars: spread over seeds"])
+
+
+def _axes(figure: Figure):
+    axes = figure.add_subplot()
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=TEXT)
+    return axes
+
+
+def _styles(rows: Sequence[MethodFigures]) -> list[dict]:
+    # By name, so that a method looks the same in every order's picture.
+    names = sorted({row.method for row in rows if row.method not in BOUNDS})
+    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    markers = dict(zip(names, cycle(_MARKERS), strict=False))
+    return [
+        {"color": colours.get(row.method, GREY), "marker": markers.get(row.method, "s"),
+         "linestyle": "--" if row.method in BOUNDS else "-"}
+        for row in rows
+    ]  # fmt: skip
+
+
+def _dashed(rows: Sequence[MethodFigures]) -> str:
+    bounds = [row.method for row in rows if row.method in BOUNDS]
+    return f"dashed: the bounds, {' and '.join(bounds)}" if bounds else ""
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """The values moved so that labels there do not overlap; order kept, by a 24th of their range at least."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    least = max(max(values) - min(values), 1.0) / 24 * max(1, len(values) / 8)
+    placed: list[float] = [0.0] * len(values)
+    before = float("-inf")
+    for index in order:
+        before = placed[index] = max(values[index], before + least)
+    return placed

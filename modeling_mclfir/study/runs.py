@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of a study: each a training run in a process of its own, none of them twice."""
+
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """
+    One run of a study.
+
+    Attributes:
+        name: its folder below the study's, such as "canonical/lwf/seed0".
+        settings: of the training, by the names of its flags; None leaves a flag out.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def flags(self) -> list[str]:
+        """The settings as they are written on a command line."""
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+class StudyRuns:
+    """
+    Trains the runs of a study below one folder. A run that is finished is not trained again, one that was stopped goes
+    on where it stood; so a study may be stopped at any time.
+
+    Args:
+        folder: of the study.
+        workers: runs at a time, each in a process of its own that is forked off this one.
+        threads: of each run.
+        minutes: begin no run after that time; None: no end.
+    """
+
+    def __init__(self, folder: Path, workers: int = 1, threads: int = 1, minutes: float | None = None):
+        if workers < 1 or threads < 1:
+            raise ValueError(f"workers and threads must be at least 1; got {workers} and {threads}.")
+        self.folder, self.workers, self.threads = Path(folder), workers, threads
+        self.end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+
+    def reports(self, runs: Sequence[StudyRun]) -> Iterator[tuple[StudyRun, dict | None]]:
+        """
+        Each run and its report, in the order given; None for a run that was not begun because the time was up.
+
+        Raises:
+            ChildProcessError: a run failed; its log is named.
+        """
+        import train_mclfir  # noqa: F401  here, so that no run pays for the imports again
+
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            yield from zip(runs, pool.map(self._one, runs), strict=True)
+        finally:
+            # After a failure what is at work ends, and nothing else begins.
+            pool.shutdown(cancel_futures=True)
+
+    def _one(self, run: StudyRun) -> dict | None:
+        folder = self.folder / run.name
+        report = finished_report(folder)
+        if report is not None:
+            return report
+        if time.monotonic() > self.end:
+            return None
+        words = ["--output_dir", str(folder), *run.flags()]
+        if any(folder.glob("*/training_state.json")):
+            words.append("--resume")
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "log.txt"
+        child = multiprocessing.get_context("fork").Process(target=_train, args=(words, log, self.threads))
+        child.start()
+        child.join()
+        report = finished_report(folder)
+        if child.exitcode or report is None:
+            last = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+            raise ChildProcessError(f"the run {run.name} failed ({''.join(last)}); its log is {log}")
+        for path in (*folder.glob("increment-*/*.safetensors"), *folder.glob("last/*.safetensors")):
+            path.unlink()  # scores and costs are what is wanted; a study's weights would fill the disk
+        return report
+
+
+def finished_report(folder: Path) -> dict | None:
+    """The report of a run that is finished, or None."""
+    path = Path(folder) / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else None
+    return report if report and report["finished"] else None
+
+
+def _train(words: list[str], log: Path, threads: int) -> None:
+    import torch
+
+    import train_mclfir
+
+    torch.set_num_threads(threads)
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            train_mclfir.main(words)
+        except BaseException:  # this process ends here, whatever happened
+            traceback.print_exc(file=file)
+            os._exit(1)
+    os._exit(0)
