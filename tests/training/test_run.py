@@ -181,14 +181,17 @@ def test_a_nan_ends_the_run_and_is_not_saved(run, tmp_path):
     assert not (tmp_path / "run" / "increment-00").exists()
 
 
-@pytest.mark.parametrize("size, processes", [(16, 3), (18, 2)])
-def test_a_batch_that_processes_cannot_share(monkeypatch, tmp_path, size, processes):
+@pytest.mark.parametrize("size, replayed, processes", [(16, 12, 3), (18, 8, 2), (24, 16, 3)])
+def test_a_batch_that_processes_cannot_share(monkeypatch, tmp_path, size, replayed, processes):
     from types import SimpleNamespace
 
     from modeling_mclfir.training import run as module
+    from modeling_mclfir.training.arguments import RunArguments
 
     fake = SimpleNamespace(num_processes=processes, process_index=0)
     monkeypatch.setattr(module, "Accelerator", lambda **_: fake)
-    args = SimpleNamespace(mixed_precision="no", report_to="none", output_dir=str(tmp_path), batch_size=size, seed=0)
-    with pytest.raises(ValueError, match=f"batch_size {size} cannot be shared by {processes} processes"):
+    sizes = {"batch_size": size, "replay_batch_size": replayed}
+    args = RunArguments(output_dir=str(tmp_path), mixed_precision="no", report_to="none", method="replay", **sizes)
+    wrong = next(size for size in sizes.values() if size % (2 * processes))
+    with pytest.raises(ValueError, match=f"batch_size {wrong} cannot be shared by {processes} processes"):
         module.start_accelerator(args)
