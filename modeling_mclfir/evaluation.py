@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from .data.augmentation import Augmentation
-from .data.increments import Increment, select_rows
+from .data.increments import Increment, gallery_rows, select_rows
 from .data.sides import search_sides
 from .data.table import ImageTable
 from .metrics import (
@@ -111,7 +111,7 @@ class Evaluator:
     def score(self, sides: list[Side], embeds: list[torch.Tensor], increment: Increment) -> list[dict]:
         """
         One row of the report an attribute of the increment; `embeds` of both sides are (N, A, D), or (N, 1, C) for
-        one vector that serves all attributes. Rows outside the increment (of new values) take no part.
+        one vector that serves all attributes. Queries are rows of the increment; see `gallery_rows` for the others.
 
         Raises:
             ValueError: embeds of other attributes than the increment's, or none labelled on one of the sides.
@@ -123,7 +123,7 @@ class Evaluator:
                     f"embeds of {side.table.split} must be ({len(side.table)}, {num_attributes} or 1, D) for "
                     f"increment {increment.name!r}; got {tuple(vectors.shape)}."
                 )
-        kept = [select_rows(increment, side.table) for side in sides]
+        kept = [select_rows(increment, sides[0].table), gallery_rows(increment, sides[1].table)]
         rows = []
         for position, attribute in enumerate(increment.attributes):
             labels = [torch.from_numpy(side.table.labels(attribute))[kept[i]] for i, side in enumerate(sides)]
@@ -138,8 +138,8 @@ class Evaluator:
             vectors = [vector[mask] for vector, mask in zip(vectors, known, strict=True)]
             ids = {}
             if self.same_side:
-                number = torch.arange(len(labels[0]))
-                ids = {"query_ids": number, "gallery_ids": number}
+                numbers = [torch.from_numpy(rows)[mask] for rows, mask in zip(kept, known, strict=True)]
+                ids = dict(zip(("query_ids", "gallery_ids"), numbers, strict=True))
             empty = [side.table.split for side, label in zip(sides, labels, strict=True) if not len(label)]
             if empty and "triplet_accuracy" in row:
                 rows.append(row | _NOT_RANKED)
@@ -190,7 +190,8 @@ def _score_tags(vectors: list[torch.Tensor], relevant: torch.Tensor, ids: dict) 
     precision = average_precision_by_relevance(*vectors, relevant, **ids)
     gallery = torch.full((len(relevant),), relevant.shape[1])
     if ids:  # an image is not among its own results
-        relevant, gallery = relevant.clone().fill_diagonal_(False), gallery - 1
+        itself = ids["query_ids"][:, None] == ids["gallery_ids"]
+        relevant, gallery = relevant & ~itself, gallery - itself.sum(1)
     random_ranking = mean_over_queries(expected_average_precision(relevant.sum(1), gallery))
     return {
         "mean_average_precision_all_tags": mean_over_queries(precision),

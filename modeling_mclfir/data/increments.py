@@ -97,6 +97,14 @@ def select_rows(increment: Increment, table: LabelColumns) -> np.ndarray:
     return np.flatnonzero(mask)
 
 
+def gallery_rows(increment: Increment, table: LabelColumns) -> np.ndarray:
+    """
+    Indices of the rows that a query of the increment is searched among, int64 (n,): the increment's own; where it
+    brings new values of an attribute all of them, for a catalogue holds the values of every increment.
+    """
+    return np.arange(len(table)) if increment.new_values else select_rows(increment, table)
+
+
 def count_outside(increments: Sequence[Increment], table: LabelColumns) -> int:
     """Number of rows of `table` that belong to no increment."""
     inside = np.zeros(len(table), dtype=bool)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..data.augmentation import Augmentation
 from ..data.increments import Increment
 from ..voting_mclfir import vote
-from .examples import complete_embeds, increment_labels, thumbnail
+from .examples import complete_embeds, searched_labels, thumbnail
 from .feature_cache import load_pixels
 
 
@@ -109,8 +109,8 @@ def attention_examples(
     """
     Where the model looks in a few queries for every attribute, and what the gallery takes them for.
 
-    Photos are those with labels of most of the attributes. On an increment of new values only its own rows vote, and
-    only its own rows count as labelled. Where query and gallery are one, no photo votes on itself.
+    Photos are those with labels of most of the attributes; on an increment of new values only its own rows count as
+    labelled, and the whole gallery votes. Where query and gallery are one, no photo votes on itself.
 
     Args:
         model: `MclfirForImageRetrieval`.
@@ -154,7 +154,10 @@ def _spaces(model, sides: Sequence, embeds: Mapping, increments: Sequence[Increm
         for attribute, attribute_id, position in zip(increment.attributes, ids, range(len(ids)), strict=True):
             # One vector an image where A is 1: it serves all attributes, as in the evaluator.
             query, gallery = (some[:, min(position, some.shape[1] - 1)] for some in embeds[increment.name])
-            codes = [torch.from_numpy(increment_labels(increment, attribute, side.table)) for side in sides]
+            codes = [
+                torch.from_numpy(searched_labels(increment, attribute, side.table, gallery=i == 1))
+                for i, side in enumerate(sides)
+            ]
             values = sides[1].table.values(attribute)
             voters.append(Voters(increment.name, attribute, attribute_id, gallery, codes[1], values))
             queries.append(query)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.increments import Increment, select_rows
+from ..data.increments import Increment, gallery_rows, select_rows
 from ..data.table import ImageTable
 from ..metrics.ranking import cosine_scores, unit_length
 
@@ -45,7 +45,7 @@ def retrieval_examples(
     turns = _turns(increments)
     candidates = {}
     for increment, position in turns:
-        known = [_labelled(increment, position, side.table) for side in sides]
+        known = [_labelled(increment, position, side.table, gallery=i == 1) for i, side in enumerate(sides)]
         candidates[increment.name, position] = _Candidates(*known[0], *known[1], same_side=evaluator.same_side)
     chosen, used, rounds = [], set(), 0
     while len(chosen) < num_queries:
@@ -134,17 +134,17 @@ def complete_embeds(
     return dict(embeds) | {name: tuple(evaluator.embed(model, side, ids[name]) for side in sides) for name in missing}
 
 
-def increment_labels(increment: Increment, attribute: str, table: ImageTable) -> np.ndarray:
-    """Labels of an attribute as the increment knows them, int64 (N,): -1 also where a row is not the increment's."""
+def searched_labels(increment: Increment, attribute: str, table: ImageTable, gallery: bool) -> np.ndarray:
+    """Labels of an attribute, int64 (N,): -1 also where a row is no query of the increment, or not in its gallery."""
     labels = np.full(len(table), -1)
-    rows = select_rows(increment, table)
+    rows = gallery_rows(increment, table) if gallery else select_rows(increment, table)
     labels[rows] = table.labels(attribute)[rows]
     return labels
 
 
-def _labelled(increment: Increment, position: int, table: ImageTable) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of the increment that have the attribute's label, and the labels (n,)."""
-    labels = increment_labels(increment, increment.attributes[position], table)
+def _labelled(increment: Increment, position: int, table: ImageTable, gallery: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) that are searched for, or among, and have the attribute's label; the labels (n,)."""
+    labels = searched_labels(increment, increment.attributes[position], table, gallery)
     rows = np.flatnonzero(labels >= 0)
     return rows, labels[rows]
 

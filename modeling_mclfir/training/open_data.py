@@ -13,7 +13,14 @@ from accelerate.logging import get_logger
 from ..data.atelier import ATTRIBUTES, INCREMENTS, SPLIT_SIZES, generate_split
 from ..data.folder import read_folder
 from ..data.images import DistinctBadRows
-from ..data.increments import Increment, check_increments, load_increments, reverse_increments, select_rows
+from ..data.increments import (
+    Increment,
+    check_increments,
+    gallery_rows,
+    load_increments,
+    reverse_increments,
+    select_rows,
+)
 from ..data.prepare import write_annotations, write_dataset
 from ..data.schema import SPLITS
 from ..data.sides import search_sides
@@ -134,7 +141,7 @@ def _check_scorable(
     """Raises ValueError where no query of an attribute has an image of the same value to be found."""
     least = 2 if gallery is queries else 1  # an image is not looked for among its own results
     for increment in increments:
-        rows = [select_rows(increment, table) for table in (queries, gallery)]
+        rows = select_rows(increment, queries), gallery_rows(increment, gallery)
         for attribute in increment.attributes:
             if attribute in skip:
                 continue
