@@ -447,8 +447,8 @@ def test_the_default_heads_are_what_they_were():
         "channel.reduce.bias": (5,),
         "channel.expand.weight": (4, 5),
         "channel.expand.bias": (4,),
-        "projections.down": (3, 2, 7),
-        "projections.up": (3, 4, 2),
+        "projections.weight": (12, 7),
+        "projections.bias": (12,),
     }
     maps, pooled = inputs()
     embeds, attention = built([level.float() for level in maps], pooled.float())
@@ -458,13 +458,13 @@ def test_the_default_heads_are_what_they_were():
 
 BEFORE = [
     [
-        [0.06646, 0.70243, 0.70838, -0.01944],
-        [0.53975, 0.36165, -0.49927, -0.57324],
-        [-0.1006, -0.00766, -0.19381, 0.97584],
+        [0.60628, 0.29449, 0.73120, -0.10511],
+        [-0.00803, -0.61117, 0.49794, 0.61520],
+        [0.56476, -0.17977, -0.69607, -0.40523],
     ],
     [
-        [0.669, 0.03196, 0.69633, -0.25794],
-        [0.02327, 0.43485, -0.88793, -0.14812],
-        [-0.16192, 0.63897, -0.17954, -0.73025],
+        [0.31450, -0.59239, 0.61163, -0.41962],
+        [-0.29832, -0.59366, -0.65563, -0.35878],
+        [0.40352, -0.47735, 0.56665, 0.53686],
     ],
 ]

@@ -178,7 +178,11 @@ def test_new_values_of_a_known_attribute(run, tmp_path):
         ("cut", "category"),
         ("more", "category"),
     ]
-    assert all(row["num_values"] == 3 and row["num_gallery"] < SIZES["gallery"] for row in report["attributes"])
+    # The first searches its own rows, the new values the gallery of all values.
+    first, more = report["attributes"]
+    assert first["num_queries"] + more["num_queries"] == SIZES["query"]
+    assert (first["num_values"], more["num_values"]) == (3, 6)
+    assert first["num_gallery"] < more["num_gallery"] == SIZES["gallery"]
     bills = report["cost_per_increment"]
     assert all(bill["samples"] < 2 * SIZES["train"] for bill in bills)  # an epoch is the increment's own rows
     model = AutoModel.from_pretrained(tmp_path / "run" / "increment-01")
