@@ -2,6 +2,7 @@
 """Runs of train_mclfir that take seconds: tiny drawn pictures, trunks of a few thousand parameters."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -83,6 +84,14 @@ def train(data: Path, output_dir: Path, *flags: str, **settings) -> dict:
     import train_mclfir
 
     return train_mclfir.main(arguments(data, output_dir, *flags, **settings))
+
+
+def stopped_after_the_first(folder: Path, copy: Path) -> Path:
+    """A copy of a run as it stood when its first increment was saved."""
+    shutil.copytree(folder, copy)
+    for later in (*sorted(copy.glob("increment-*"))[1:], copy / "last"):
+        shutil.rmtree(later, ignore_errors=True)
+    return copy
 
 
 def write_increments(path: Path, increments: list[dict]) -> str:

@@ -94,7 +94,6 @@ class ContinualMethod(ABC):
             raise ValueError(
                 f"method {self.settings.method!r} needs adapter_policy {wanted}; got {config.adapter_policy!r}."
             )
-
         if self.trains and config.head_type == "closed_form":
             raise ValueError(
                 f"method {self.settings.method!r} learns by steps, and heads of head_type 'closed_form' have nothing "

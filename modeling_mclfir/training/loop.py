@@ -86,12 +86,12 @@ class IncrementTrainer:
         num_workers: int = 0,
     ) -> None:
         """Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`."""
-        args, bill, losses, started = self.args, Cost(), [], time.perf_counter()
+        args, bill, losses = self.args, Cost(), []
         total = self.num_steps(batches.num_rows, increment_id) if method.trains else 0
         if method.trains:
             offset = len(progress.loss)
             bill, losses = self._learn(model, method, batches, increment_id, name, total, offset, num_workers)
-        ending = time.perf_counter() if method.trains else started
+        ending = time.perf_counter()
         rows = RowsOfIncrement(batches, total * args.gradient_accumulation_steps, self.accelerator.device)
         _, flops = count_flops(lambda: method.end_increment(model, rows))
         bill.add(Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - ending))

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two bounds: retraining on everything, and learning nothing."""
 
-import shutil
-
 import pytest
 import torch
-from tiny_runs import assert_equal_runs, train, weights
+from tiny_runs import assert_equal_runs, stopped_after_the_first, train, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STATIC = {"method": "static", "adapter_policy": "shared", "epochs": 1}
@@ -32,10 +30,7 @@ def test_static_learns_the_heads_of_all_increments_anew_each_time(static):
 def test_a_static_run_that_was_stopped_goes_on_as_if_it_had_not(static, tiny_data, tmp_path):
     """Stopped between increments: the model of before is put aside, the new one is drawn from the same seeds."""
     report, folder = static
-    again = tmp_path / "again"
-    shutil.copytree(folder, again)
-    for part in ("increment-01", "increment-02", "last"):
-        shutil.rmtree(again / part, ignore_errors=True)
+    again = stopped_after_the_first(folder, tmp_path / "again")
     resumed = train(tiny_data, again, "--resume", **STATIC)
     assert_equal_runs(report, resumed, (folder, again))
 
