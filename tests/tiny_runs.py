@@ -86,10 +86,10 @@ def train(data: Path, output_dir: Path, *flags: str, **settings) -> dict:
     return train_mclfir.main(arguments(data, output_dir, *flags, **settings))
 
 
-def stopped_after_the_first(folder: Path, copy: Path) -> Path:
-    """A copy of a run as it stood when its first increment was saved."""
+def stopped_after(num_increments: int, folder: Path, copy: Path) -> Path:
+    """A copy of a run as it stood when so many of its increments were saved."""
     shutil.copytree(folder, copy)
-    for later in (*sorted(copy.glob("increment-*"))[1:], copy / "last"):
+    for later in (*sorted(copy.glob("increment-*"))[num_increments:], copy / "last"):
         shutil.rmtree(later, ignore_errors=True)
     return copy
 

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny_runs import assert_equal_runs, stopped_after_the_first, train, weights
+from tiny_runs import assert_equal_runs, stopped_after, train, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STATIC = {"method": "static", "adapter_policy": "shared", "epochs": 1}
@@ -30,7 +30,7 @@ def test_static_learns_the_heads_of_all_increments_anew_each_time(static):
 def test_a_static_run_that_was_stopped_goes_on_as_if_it_had_not(static, tiny_data, tmp_path):
     """Stopped between increments: the model of before is put aside, the new one is drawn from the same seeds."""
     report, folder = static
-    again = stopped_after_the_first(folder, tmp_path / "again")
+    again = stopped_after(1, folder, tmp_path / "again")
     resumed = train(tiny_data, again, "--resume", **STATIC)
     assert_equal_runs(report, resumed, (folder, again))
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """SimpleCIL and RanPAC: what they work out, derived again in numpy, and runs of the main script with them."""
 
-import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import assert_equal_runs, assert_equal_weights, train, weights
+from tiny_runs import assert_equal_runs, assert_equal_weights, stopped_after, train, weights
 
 from modeling_mclfir import MclfirForImageRetrieval, MclfirImageProcessor
 from modeling_mclfir.continual import RanPac, SimpleCil
@@ -240,10 +239,7 @@ def test_a_run_takes_no_step_forgets_nothing_and_fits_its_rows(unbroken, tiny_da
 @pytest.mark.parametrize("kind", ["simplecil", "ranpac"])
 def test_a_run_stopped_between_increments_goes_on_as_if_it_had_not(unbroken, tiny_data, tmp_path, kind):
     report, folder = unbroken(kind)
-    again = tmp_path / "again"
-    shutil.copytree(folder, again)
-    for part in ("increment-01", "increment-02"):
-        shutil.rmtree(again / part)
+    again = stopped_after(1, folder, tmp_path / "again")
     resumed = train(tiny_data, again, "--resume", **KINDS[kind])
     assert_equal_runs(report, resumed, (folder, again))
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_runs import assert_equal_runs, assert_equal_weights, stopped_after_the_first, train, weights
+from tiny_runs import assert_equal_runs, assert_equal_weights, stopped_after, train, weights
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
@@ -301,7 +301,7 @@ def test_old_heads_learn_on_with_the_adapter(unbroken):
 
 def test_a_run_stopped_between_increments_goes_on_as_if_it_had_not(unbroken, tiny_data, tmp_path):
     report, folder = unbroken
-    again = stopped_after_the_first(folder, tmp_path / "again")
+    again = stopped_after(1, folder, tmp_path / "again")
     resumed = train(tiny_data, again, "--resume", **REPLAY)
     assert_equal_runs(report, resumed, (folder, again))
     states = [(place / "increment-02" / "method.safetensors").read_bytes() for place in (folder, again)]

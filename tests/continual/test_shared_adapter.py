@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every method against forgetting in a shared adapter."""
 
-import shutil
 from copy import deepcopy
 
 import pytest
 import torch
 from shared_adapter import build, learn_all, make_student
-from tiny_runs import assert_equal_runs, train
+from tiny_runs import assert_equal_runs, stopped_after, train
 from torch import distributed, multiprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,10 +83,7 @@ def test_a_run_stopped_between_increments_ends_as_the_unbroken_one(tiny_data, tm
     term = {"lwf": "distillation", "ewc": "penalty"}[settings["method"]]
     assert [term in row for row in report["loss"]] == [row["increment"] != "cut" for row in report["loss"]]
     for left in (2, 1):
-        folder = tmp_path / f"left{left}"
-        shutil.copytree(tmp_path / "unbroken", folder)
-        for increment_id in range(left, 3):
-            shutil.rmtree(folder / f"increment-{increment_id:02d}")
+        folder = stopped_after(left, tmp_path / "unbroken", tmp_path / f"left{left}")
         resumed = train(tiny_data, folder, "--resume", **settings)
         assert_equal_runs(report, resumed, (tmp_path / "unbroken", folder))
 
