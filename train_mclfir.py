@@ -52,9 +52,13 @@ def main(arguments: list[str] | None = None) -> dict:
 
         # Learn: new heads, a new adapter that starts from the last one; all else is frozen.
         model = run.begin_increment(increment_id, method)
+        batches, bill = run.batches(increment_id, method)
+        bill.add(run.start_heads(increment_id, batches))
         method.begin_increment(model, increment_id, run.num_values(increment_id, method))
-        batches, filling = run.batches(increment_id, method)
-        trainer.train(model, method, batches, increment_id, increment.name, progress, filling, data_args.num_workers)
+        trainer.train(
+            model, method, batches, increment_id, increment.name, progress, bill, data_args.num_workers,
+            finish=lambda index=increment_id: run.describe_spaces(index, method),
+        )  # fmt: skip
         model.set_trainable(None)
 
         # Evaluate: every attribute seen so far, and what the pooled features know of the next increment.
@@ -64,6 +68,7 @@ def main(arguments: list[str] | None = None) -> dict:
             embeds[seen.name] = tuple(run.embed(evaluator, side, seen_id, method) for side in sides)
             rows.append(evaluator.score(sides, embeds[seen.name], seen))
             row_of_scores.append(mean_score(rows[-1]))
+        run.score_unknown(evaluator, sides, embeds, row_of_scores)
         if increment_id + 1 < len(data.increments):
             row_of_scores.append(mean_score(run.pooled_rows(evaluator, sides, data.increments[increment_id + 1])))
         row_of_scores += [None] * (len(data.increments) - len(row_of_scores))

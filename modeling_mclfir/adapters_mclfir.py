@@ -2,7 +2,7 @@
 """One LoRA adapter an increment, inside the trunk, through PEFT (floor 1; travels to the Hub with a checkpoint)."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -66,19 +66,20 @@ def adapter_parameters(trunk: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def use_adapter(layers: list[BaseTunerLayer], name: str | None) -> Iterator[None]:
+def use_adapter(layers: list[BaseTunerLayer], name: str | Sequence[str] | None) -> Iterator[None]:
     """
-    Run the trunk with one adapter, or with none.
+    Run the trunk with one adapter, with the sum of several, or with none (None, or no name).
 
     PEFT's own `set_adapter` flips `requires_grad` on every call, in evaluation too, which would thaw old adapters
     and break the hooks of distributed training; so only the choice itself is switched.
     """
+    names = [name] if isinstance(name, str) else list(name or ())
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
         for layer in layers:
-            layer._disable_adapters = name is None
-            if name is not None:
-                layer._active_adapter = [name]
+            layer._disable_adapters = not names
+            if names:
+                layer._active_adapter = list(names)
         yield
     finally:
         for layer, (active, disabled) in zip(layers, before, strict=True):

@@ -100,6 +100,11 @@ class IncrementHeads(nn.Module):
         """How many maps of different levels are needed at least."""
         return 1
 
+    @property
+    def pooled_projection(self) -> nn.Linear | None:
+        """From `pooled_norm` of the pooled features to all attributes' embeddings: (A·D, C); None: there is none."""
+        return None
+
     def reset(self) -> None:
         """Draw what the modules' own constructors leave at zero; called once, when an increment is added."""
 
@@ -145,6 +150,11 @@ class AttributeHeads(IncrementHeads):
     def reads_pooled(config) -> bool:
         """As in `IncrementHeads`."""
         return config.use_pooled_features
+
+    @property
+    def pooled_projection(self) -> nn.Linear | None:
+        """As in `IncrementHeads`."""
+        return self.projections
 
     def reset(self) -> None:
         """Draw the prompts."""

@@ -18,6 +18,7 @@ from .attention_mclfir import AttributeHeads, IncrementHeads
 from .baseline_heads_mclfir import AsenHeads, AsenV2Heads, CsnHeads, LinearHeads, MclfirPublishedHeads
 from .closed_form_mclfir import ClosedFormHeads
 from .configuration_mclfir import MclfirConfig
+from .prompt_pool_mclfir import PromptPool
 from .trunk_mclfir import TrunkUnits, fold_tokens, unit_channels
 
 HEADS = {
@@ -42,11 +43,14 @@ class MclfirModelOutput(ModelOutput):
         pooled (`(N, C)`): output of the last unit that runs (the trunk's last; where no head reads that, that of the
             highest map), averaged over places.
         shared_features: output of the part of the trunk that all increments share; may be handed in again.
+        prompt_similarity (`(N, K)`, with adapter_policy "prompts"): cosines of the image's query and the keys of the
+            prompts that it got.
     """
 
     feature_maps: list[torch.Tensor] | None = None
     pooled: torch.Tensor | None = None
     shared_features: torch.Tensor | None = None
+    prompt_similarity: torch.Tensor | None = None
 
 
 class MclfirPreTrainedModel(PreTrainedModel):
@@ -72,7 +76,7 @@ class MclfirPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # Called by from_pretrained for weights a checkpoint lacks. Trunk, adapters and heads draw their own.
-        if isinstance(module, IncrementHeads):
+        if isinstance(module, IncrementHeads | PromptPool):
             module.reset()
 
 
@@ -91,6 +95,7 @@ class MclfirModel(MclfirPreTrainedModel):
         self._set_up_trunk()
         for name in config.adapter_names():
             add_adapter(self.trunk, self.adapter_settings(), name)
+        self.prompt_pool = self._build_prompt_pool() if config.adapter_policy == "prompts" else None
         self.post_init()
 
     def _set_up_trunk(self) -> None:
@@ -128,6 +133,17 @@ class MclfirModel(MclfirPreTrainedModel):
                 f"{config.num_adapted_blocks}); raise num_adapted_blocks, or take adapter_policy='frozen'."
             )
 
+    def _build_prompt_pool(self) -> PromptPool:
+        config = self.config
+        if not self.units.of_tokens:
+            raise ValueError(
+                "adapter_policy 'prompts' puts tokens before an image's own, but a trunk of type "
+                f"{config.vision_config.model_type!r} has none to join; take a ViT-like one, or another policy."
+            )
+        sizes = config.prompt_pool_size, config.prompt_length, config.prompts_per_image
+        channels = config.trunk_channels
+        return PromptPool(*sizes, channels[self.first_adapted - 1], channels[self.last_unit])
+
     @property
     def num_units(self) -> int:
         """Units of the trunk: the stem, the blocks and, where the family has one, a final layer."""
@@ -157,9 +173,29 @@ class MclfirModel(MclfirPreTrainedModel):
         return getattr(self, "_trunk_trains", False)
 
     def increment_forward(self, shared_features: torch.Tensor, increment_id: int | None) -> MclfirModelOutput:
-        """The part above, with the increment's adapter (None: the bare trunk): shared features → maps and pooled."""
-        name = None if increment_id is None else self.config.adapter_name(increment_id)
-        with use_adapter(adapter_layers(self.trunk), name):
+        """
+        The part above, with the increment's adapters (None: the bare trunk): shared features → maps and pooled.
+
+        With adapter_policy "prompts" an image's query for prompts is its pooled features of the bare trunk, without
+        gradients. They stand before its tokens from the first adapted unit on, and maps and pooled features are of its
+        own tokens. (L2P puts them at the trunk's input; here the part below is the same for all and can be cached.)
+        """
+        if increment_id is None:
+            return self._upper_part(shared_features)
+        if self.prompt_pool is None:
+            return self._upper_part(shared_features, self.config.running_adapters(increment_id))
+        with torch.no_grad():
+            query = self._upper_part(shared_features).pooled
+        prompts, similarity = self.prompt_pool(query)
+        output = self._upper_part(torch.cat([prompts, shared_features], dim=1), num_prompts=prompts.shape[1])
+        output.shared_features, output.prompt_similarity = shared_features, similarity
+        return output
+
+    def _upper_part(
+        self, shared_features: torch.Tensor, adapters: tuple[str, ...] = (), num_prompts: int = 0
+    ) -> MclfirModelOutput:
+        """Everything above the shared part; of `num_prompts` tokens that come first nothing is given."""
+        with use_adapter(adapter_layers(self.trunk), adapters):
             if self.units.opaque:
                 kept = dict(enumerate(self.units.run_opaque(shared_features)))
                 last = kept[self.last_unit]
@@ -168,6 +204,8 @@ class MclfirModel(MclfirPreTrainedModel):
                     shared_features, self.first_adapted, self.last_unit + 1, tuple(self.out_units)
                 )
                 kept[self.first_adapted - 1] = shared_features
+        if num_prompts:
+            last, kept = last[:, num_prompts:], {index: hidden[:, num_prompts:] for index, hidden in kept.items()}
         vision_config = self.config.vision_config
         maps = [fold_tokens(kept[index], vision_config) for index in self.out_units]
         pooled = fold_tokens(last, vision_config).mean(dim=(2, 3))
@@ -196,9 +234,12 @@ class MclfirModel(MclfirPreTrainedModel):
     def train(self, mode: bool = True):
         """
         As always, except that batch normalisation of a frozen trunk keeps its statistics, and that its shared part
-        stays in eval mode altogether: what a cache holds is what it would give.
+        stays in eval mode altogether: what a cache holds is what it would give. With prompts all of it does, since
+        the same image is to have the same query.
         """
         super().train(mode)
+        if self.prompt_pool is not None:
+            self.trunk.eval()
         if mode and not self.trunk_trains:
             for name in [] if self.units.opaque else sum(self.units.names[: self.first_adapted], []):
                 self.trunk.get_submodule(name).eval()

@@ -113,6 +113,11 @@ class LinearHeads(IncrementHeads):
         """As in `IncrementHeads`."""
         return True
 
+    @property
+    def pooled_projection(self) -> nn.Linear | None:
+        """As in `IncrementHeads`."""
+        return self.projection
+
     def forward(self, feature_maps: list[torch.Tensor], pooled: torch.Tensor) -> tuple[torch.Tensor, None]:
         """As in `IncrementHeads`; the maps are not read."""
         return unit_length(self.projection(self.pooled_norm(pooled)).unflatten(1, (self.num_attributes, -1))), None

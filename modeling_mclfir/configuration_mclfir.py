@@ -5,7 +5,7 @@ import re
 
 from transformers import AutoConfig, PreTrainedConfig
 
-ADAPTER_POLICIES = ("per_increment", "shared", "frozen")
+ADAPTER_POLICIES = ("per_increment", "shared", "frozen", "stacked", "prompts")
 BASE_TRAINING = ("none", "first_increment")
 PROMPT_TYPES = ("learned", "text")
 MASK_TYPES = ("blocks", "random", "fixed")
@@ -49,10 +49,14 @@ class MclfirConfig(PreTrainedConfig):
             the last unit below the adapters and the last block.
         num_adapted_blocks (`int`, *optional*): how many of the last blocks carry adapters; default: a quarter of them.
         adapter_policy (`str`): `"per_increment"` (each increment owns an adapter: old embeddings never change),
-            `"shared"` (one adapter that keeps learning) or `"frozen"` (heads only).
+            `"shared"` (one adapter that keeps learning), `"frozen"` (heads only), `"stacked"` (each increment adds
+            an adapter, and all of them run together, so that the trunk is shared) or `"prompts"` (a frozen trunk of
+            tokens, and one pool of prompts that keeps learning; it takes the adapters' place).
         base_training (`str`): `"none"`, or `"first_increment"`: the whole trunk learns in the first increment and is
             frozen afterwards (for a trunk without pretrained weights).
         lora_rank, lora_alpha, lora_dropout: of every adapter (LoRA, arXiv:2106.09685).
+        prompt_pool_size, prompt_length, prompts_per_image (`int`): with `adapter_policy="prompts"`: prompts in the
+            pool, tokens of each, and how many of them an image gets (see `PromptPool`).
         head_type (`str`): `"mclfir"` (ours), or a baseline: `"linear"`, `"csn"`, `"asen"`, `"asen_v2"`, `"ag_man"`,
             `"mclfir_published"`; or `"closed_form"`, which nothing learns by steps: the methods `simplecil` and
             `ranpac` work it out. Sizes that a head does not have are not read; switches that it does not have are
@@ -103,6 +107,9 @@ class MclfirConfig(PreTrainedConfig):
         lora_rank: int = 8,
         lora_alpha: float = 16.0,
         lora_dropout: float = 0.0,
+        prompt_pool_size: int = 10,
+        prompt_length: int = 5,
+        prompts_per_image: int = 5,
         head_type: str = "mclfir",
         embed_dim: int = 32,
         gate_dim: int = 32,
@@ -133,6 +140,9 @@ class MclfirConfig(PreTrainedConfig):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
+        self.prompt_pool_size = prompt_pool_size
+        self.prompt_length = prompt_length
+        self.prompts_per_image = prompts_per_image
         self.head_type = _one_of("head_type", head_type, tuple(HEAD_TYPES))
         self.embed_dim = embed_dim
         self.gate_dim = gate_dim
@@ -151,16 +161,30 @@ class MclfirConfig(PreTrainedConfig):
         self.prompt_dim = prompt_dim
         self.increments = []
         self.trunk_channels = trunk_channels
-        for name in ("embed_dim", "lora_rank", "gate_dim", "attribute_dim"):
+        at_least_one = ("embed_dim", "lora_rank", "gate_dim", "attribute_dim")
+        for name in (*at_least_one, "prompt_pool_size", "prompt_length", "prompts_per_image"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
         if not isinstance(projection_dim, int) or projection_dim < 0:
             raise ValueError(f"projection_dim must be a whole number of at least 0; got {projection_dim!r}.")
+        self._check_prompts()
         self._check_head()
         for increment in increments or []:
             self.append_increment(**increment)
         super().__init__(**kwargs)
+
+    def _check_prompts(self) -> None:
+        if self.prompts_per_image > self.prompt_pool_size:
+            raise ValueError(
+                f"prompts_per_image must be at most prompt_pool_size; got {self.prompts_per_image} of "
+                f"{self.prompt_pool_size}."
+            )
+        if self.adapter_policy == "prompts" and self.base_training != "none":
+            raise ValueError(
+                f"adapter_policy 'prompts' is for a trunk that never learns; got base_training {self.base_training!r}."
+                " Leave that at 'none', or take another policy."
+            )
 
     def _check_head(self) -> None:
         for name, default in _PARTS.items():
@@ -181,8 +205,20 @@ class MclfirConfig(PreTrainedConfig):
         if self.prompt_type == "text" and not self.prompt_dim:
             raise ValueError("prompt_type='text' needs prompt_dim, the size of the text encoder's embeddings.")
 
-    def append_increment(self, name: str, attributes: list[str], new_values: bool = False) -> None:
-        """Record an increment. Raises ValueError for a bad or known name, or an attribute that is already known."""
+    def append_increment(
+        self,
+        name: str,
+        attributes: list[str],
+        new_values: bool = False,
+        router: dict | None = None,
+    ) -> None:
+        """
+        Record an increment. Raises ValueError for a bad or known name, or an attribute that is already known.
+
+        Args:
+            router: how its spaces are told from others of the same attributes (`describe_increment`): its `place` in
+                the router, its `num_prototypes` there, and `spreads`, of each space the spread of its scores.
+        """
         if not isinstance(name, str) or not _INCREMENT_NAME.fullmatch(name):
             raise ValueError(f"An increment's name is made of letters, digits, '_' and '-'; got {name!r}.")
         if name in self.increment_names:
@@ -201,7 +237,10 @@ class MclfirConfig(PreTrainedConfig):
                 f"Increment {name!r} names attributes that are known already: {known}. Pass new_values=True if it "
                 "brings new values of them (they get a further space), else leave them out."
             )
-        self.increments.append({"name": name, "attributes": attributes, "new_values": bool(new_values)})
+        increment = {"name": name, "attributes": attributes, "new_values": bool(new_values)}
+        if router is not None:
+            increment["router"] = dict(router)
+        self.increments.append(increment)
 
     @property
     def increment_names(self) -> list[str]:
@@ -234,14 +273,22 @@ class MclfirConfig(PreTrainedConfig):
         raise ValueError(f"attribute_id {attribute_id} is not in 0..{len(self.attributes) - 1} ({self.attributes}).")
 
     def adapter_name(self, increment_id: int) -> str | None:
-        """PEFT name of the adapter that an increment runs with, or None where it runs on the bare trunk."""
+        """PEFT name of the adapter that an increment learns, or None where it runs on the bare trunk."""
         self.check_increment_id(increment_id)
-        if self.adapter_policy == "frozen" or (increment_id == 0 and self.base_training == "first_increment"):
+        trunk_learns = increment_id == 0 and self.base_training == "first_increment"
+        if trunk_learns or self.adapter_policy in ("frozen", "prompts"):
             return None
         if self.adapter_policy == "shared":
             return SHARED_ADAPTER
         # Not the bare name: PEFT keeps adapters in a ModuleDict, where "type" or "keys" would clash with its methods.
         return f"increment_{increment_id:02d}_{self.increments[increment_id]['name']}"
+
+    def running_adapters(self, increment_id: int) -> tuple[str, ...]:
+        """PEFT names of the adapters that an increment runs with, their sum; none: it runs on the bare trunk."""
+        own = self.adapter_name(increment_id)
+        if own is not None and self.adapter_policy == "stacked":
+            return tuple(self.adapter_names())
+        return () if own is None else (own,)
 
     def adapter_names(self) -> list[str]:
         """Every adapter once, in the order in which it was added."""

@@ -14,6 +14,7 @@ from .adapters_mclfir import adapter_parameters, add_adapter
 from .attention_mclfir import IncrementHeads
 from .base_mclfir import HEADS, MclfirModel, MclfirModelOutput, MclfirPreTrainedModel
 from .configuration_mclfir import MclfirConfig
+from .spaces_mclfir import FusedSpaces
 from .trunk_mclfir import load_trunk
 from .voting_mclfir import ValuePrediction, vote
 
@@ -30,7 +31,8 @@ class MclfirRetrievalOutput(ModelOutput):
         attribute_logits (`(N, A)`, in training, where every head asked has a classification branch): for each
             attribute whether the image was drawn for it. A tensor of `attribute_ids` gives the logits of all
             attributes of the one increment that owns them, None where several do.
-        pooled (`(N, C)`, where all that is asked for runs with one adapter): as in `MclfirModelOutput`.
+        pooled (`(N, C)`, where all that is asked for runs with the same adapters): as in `MclfirModelOutput`.
+        prompt_similarity (`(N, K)`, with adapter_policy "prompts", not with a tensor of `attribute_ids`): as there.
     """
 
     embeds: torch.Tensor | None = None
@@ -38,9 +40,10 @@ class MclfirRetrievalOutput(ModelOutput):
     shared_features: torch.Tensor | None = None
     attribute_logits: torch.Tensor | None = None
     pooled: torch.Tensor | None = None
+    prompt_similarity: torch.Tensor | None = None
 
 
-class MclfirForImageRetrieval(MclfirPreTrainedModel):
+class MclfirForImageRetrieval(FusedSpaces, MclfirPreTrainedModel):
     """
     Attribute retrieval: image + attribute → embedding. One head an attribute, over the increments' features.
 
@@ -59,6 +62,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         self.heads = nn.ModuleList(
             self._build_heads(len(increment["attributes"])) for increment in config.increments
         )
+        self._build_router()
         self.post_init()
 
     @classmethod
@@ -91,8 +95,9 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         """
         Open spaces for new attributes (or, with `new_values`, for new values of known ones); returns increment_id.
 
-        The new adapter starts from the previous one. Nothing that existed changes: old embeddings stay bit for bit
-        (adapter_policy "per_increment" or "frozen").
+        The new adapter starts from the previous one ("stacked": at no effect of its own, since it runs on top of
+        those before it). Nothing that existed changes: old embeddings stay bit for bit (adapter_policy
+        "per_increment" or "frozen").
 
         Args:
             name: letters, digits, '_' and '-'.
@@ -108,7 +113,7 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         reference = next(self.mclfir.trunk.parameters())
         added = [adapter for adapter in self.config.adapter_names() if adapter not in before]
         for adapter in added:
-            previous = before[-1] if before else None
+            previous = before[-1] if before and self.config.adapter_policy != "stacked" else None
             add_adapter(self.mclfir.trunk, self.mclfir.adapter_settings(), adapter, start_from=previous)
         heads = self._build_heads(len(attributes))
         heads.reset()
@@ -158,6 +163,8 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         for adapter in {self.config.adapter_name(index) for index in ids} - {None}:
             for parameter in adapter_parameters(self.mclfir.trunk, adapter).values():
                 parameter.requires_grad_(True)
+        if ids and self.mclfir.prompt_pool is not None:
+            self.mclfir.prompt_pool.requires_grad_(True)
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def _free_trunk(self) -> None:
@@ -208,21 +215,23 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         wanted = self._wanted(attribute_ids, increment_id)
         found: dict[int, tuple] = {}
         owners = list(dict.fromkeys(self.config.increment_of(index) for index in wanted))
-        runs: dict[str | None, MclfirModelOutput] = {}  # increments that share an adapter share its run
+        runs: dict[tuple[str, ...], MclfirModelOutput] = {}  # increments that share adapters share their run
         for owner in owners:
-            adapter = self.config.adapter_name(owner)
-            if adapter not in runs:
-                runs[adapter] = self.mclfir.increment_forward(shared_features, owner)
-            parts = self._run_heads(runs[adapter], owner, classify)
+            adapters = self.config.running_adapters(owner)
+            if adapters not in runs:
+                runs[adapters] = self.mclfir.increment_forward(shared_features, owner)
+            parts = self._run_heads(runs[adapters], owner, classify)
             for position, index in enumerate(self.config.attribute_range(owner)):
                 found[index] = tuple(None if part is None else part[:, position] for part in parts)
         embeds, attentions, logits = zip(*(found[index] for index in wanted), strict=True)
+        only = next(iter(runs.values())) if len(runs) == 1 else MclfirModelOutput()
         return MclfirRetrievalOutput(
             embeds=torch.stack(embeds, dim=1),
             attentions=_stacked(attentions) if output_attentions else None,
             shared_features=shared_features,
             attribute_logits=_stacked(logits),
-            pooled=next(iter(runs.values())).pooled if len(runs) == 1 else None,
+            pooled=only.pooled,
+            prompt_similarity=only.prompt_similarity,
         )
 
     def _run_heads(self, features: MclfirModelOutput, increment_id: int, classify: bool) -> tuple:
@@ -321,8 +330,9 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
         return found
 
     def num_added_parameters(self) -> dict[str, int]:
-        """Parameters that each increment brought: its heads and, where it owns one, its adapter."""
+        """Parameters that each increment brought: its heads, its adapter; the first one also a pool of prompts."""
         counts, seen = {}, set()
+        pool = self.mclfir.prompt_pool
         for increment_id, increment in enumerate(self.config.increments):
             count = sum(parameter.numel() for parameter in self.heads[increment_id].parameters())
             adapter = self.config.adapter_name(increment_id)
@@ -330,6 +340,8 @@ class MclfirForImageRetrieval(MclfirPreTrainedModel):
                 seen.add(adapter)
                 parameters = adapter_parameters(self.mclfir.trunk, adapter).values()
                 count += sum(parameter.numel() for parameter in parameters)
+            if pool is not None and increment_id == 0:
+                count += sum(parameter.numel() for parameter in pool.parameters())
             counts[increment["name"]] = count
         return counts
 

@@ -29,6 +29,8 @@ _CHAINS = {
     "clip_vision_model": (("embeddings", "pre_layrnorm"), "encoder.layers.*", ("post_layernorm",)),
     "siglip_vision_model": (("embeddings",), "encoder.layers.*", ("post_layernorm",)),
 }
+# Of these, the families whose units hand on tokens, among which further ones find room.
+_OF_TOKENS = ("vit", "deit", "dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model")
 
 
 def load_trunk(trunk: str | PreTrainedConfig | dict, pretrained: bool = True) -> PreTrainedModel:
@@ -82,6 +84,11 @@ class TrunkUnits:
     def num_units(self) -> int:
         """Number of units, stem and final one included."""
         return len(self.names)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether units hand on tokens (N, T, C), and take in more of them than an image has; False if opaque."""
+        return self.trunk.config.model_type in _OF_TOKENS
 
     def first_adapted(self, num_adapted_blocks: int | None) -> int:
         """Index of the first unit above the shared part. Raises ValueError where more is asked than there is."""

@@ -141,6 +141,26 @@ def test_adapters_do_not_touch_each_other(mclfir, images):
     assert not torch.equal(output("b"), b)
 
 
+@torch.no_grad()
+def test_several_adapters_run_as_their_sum(mclfir, images):
+    mclfir.double()  # batch normalisation of a random trunk makes much of rounding
+    layers = adapter_layers(mclfir.trunk)
+
+    def output(name):
+        with use_adapter(layers, name):
+            return mclfir.trunk(images.double()).last_hidden_state
+
+    both = output(("a", "b"))
+    assert torch.equal(output(()), output(None)) and torch.equal(output(("b",)), output("b"))
+    for layer in layers:
+        base = layer.get_base_layer()
+        for name in "ab":
+            a, b = (part[name].weight for part in (layer.lora_A, layer.lora_B))
+            base.weight += layer.scaling[name] * (b.flatten(1) @ a.flatten(1)).view_as(base.weight)
+    torch.testing.assert_close(output(None), both, atol=1e-8, rtol=1e-8)
+    assert not torch.allclose(both, output("a"), atol=1e-3)
+
+
 def test_names_that_are_taken_or_unknown(mclfir):
     with pytest.raises(ValueError, match="'a' already"):
         add_adapter(mclfir.trunk, mclfir.adapter_settings(), "a")

@@ -45,16 +45,26 @@ def test_an_increment_that_is_not_there(config, increment_id):
         ({}, ["increment_00_shape", "increment_01_look", "increment_02_winter"]),
         ({"adapter_policy": "shared"}, ["shared"] * 3),
         ({"adapter_policy": "frozen"}, [None] * 3),
+        ({"adapter_policy": "prompts"}, [None] * 3),
+        ({"adapter_policy": "stacked"}, ["increment_00_shape", "increment_01_look", "increment_02_winter"]),
         ({"base_training": "first_increment"}, [None, "increment_01_look", "increment_02_winter"]),
         ({"base_training": "first_increment", "adapter_policy": "shared"}, [None, "shared", "shared"]),
         ({"base_training": "first_increment", "adapter_policy": "frozen"}, [None] * 3),
+        (
+            {"base_training": "first_increment", "adapter_policy": "stacked"},
+            [None, "increment_01_look", "increment_02_winter"],
+        ),
     ],
     ids=str,
 )
 def test_whose_adapter_an_increment_runs_with(settings, names):
     config = MclfirConfig(increments=INCREMENTS, **settings)
     assert [config.adapter_name(index) for index in range(3)] == names
-    assert config.adapter_names() == [name for name in dict.fromkeys(names) if name is not None]
+    every = [name for name in dict.fromkeys(names) if name is not None]
+    assert config.adapter_names() == every
+    sums = settings.get("adapter_policy") == "stacked"
+    runs = [() if name is None else tuple(every) if sums else (name,) for name in names]
+    assert [config.running_adapters(index) for index in range(3)] == runs
 
 
 def test_round_trip(config, resnet_config, tmp_path):
@@ -85,6 +95,11 @@ def test_a_configuration_does_not_share_its_increments_with_what_was_given(confi
         ({"embed_dim": 0}, "embed_dim must be a whole number"),
         ({"embed_dim": 12.5}, "embed_dim must be a whole number"),
         ({"lora_rank": 0}, "lora_rank must be"),
+        ({"prompt_pool_size": 0}, "prompt_pool_size must be a whole number"),
+        ({"prompt_length": 0}, "prompt_length must be a whole number"),
+        ({"prompts_per_image": 2.5}, "prompts_per_image must be a whole number"),
+        ({"prompt_pool_size": 4}, "prompts_per_image must be at most prompt_pool_size; got 5 of 4"),
+        ({"adapter_policy": "prompts", "base_training": "first_increment"}, "trunk that never learns"),
         ({"gate_dim": -1}, "gate_dim must be"),
         (dict.fromkeys(BLIND, False), "sees nothing"),
         ({"vision_config": {"hidden_size": 8}}, "model_type"),

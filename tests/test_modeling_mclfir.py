@@ -294,6 +294,7 @@ def gradients_of(model, images, increment_id):
         {},
         {"adapter_policy": "shared"},
         {"adapter_policy": "frozen"},
+        {"adapter_policy": "stacked"},
         {"base_training": "first_increment"},
         {"use_channel_attention": False},
         {"use_spatial_attention": False},
@@ -351,6 +352,7 @@ def test_adding_an_increment_leaves_nothing_trainable(make_model):
         ({}, ["increment_00_shape", "increment_01_cut", "increment_02_look"]),
         ({"adapter_policy": "shared"}, ["shared"]),
         ({"adapter_policy": "frozen"}, []),
+        ({"adapter_policy": "stacked"}, ["increment_00_shape", "increment_01_cut", "increment_02_look"]),
         ({"base_training": "first_increment"}, ["increment_01_cut", "increment_02_look"]),
         ({"base_training": "first_increment", "adapter_policy": "shared"}, ["shared"]),
     ],
@@ -478,7 +480,13 @@ def test_text_prompts_where_prompts_are_learned(make_model):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"adapter_policy": "shared"}, {"adapter_policy": "frozen"}, {"base_training": "first_increment"}],
+    [
+        {},
+        {"adapter_policy": "shared"},
+        {"adapter_policy": "frozen"},
+        {"adapter_policy": "stacked"},
+        {"base_training": "first_increment"},
+    ],
     ids=str,
 )
 def test_round_trip_after_every_increment(make_model, family, images, learn, tmp_path, settings):

@@ -6,7 +6,9 @@ from .closed_form import RanPac, SimpleCil
 from .ema_distillation import EmaDistillation
 from .ewc import ElasticWeightConsolidation
 from .fine_tuning import FineTuning
+from .l2p import LearningToPrompt
 from .lwf import LearningWithoutForgetting
+from .o_lora import OrthogonalLora
 from .replay import Replay
 from .static import Static
 from .zero_shot import ZeroShot
@@ -17,6 +19,8 @@ METHODS: dict[str, type[ContinualMethod]] = {
     "lwf": LearningWithoutForgetting,
     "ewc": ElasticWeightConsolidation,
     "replay": Replay,
+    "o_lora": OrthogonalLora,
+    "l2p": LearningToPrompt,
     "simplecil": SimpleCil,
     "ranpac": RanPac,
     "static": Static,
@@ -29,7 +33,9 @@ __all__ = [
     "ElasticWeightConsolidation",
     "EmaDistillation",
     "FineTuning",
+    "LearningToPrompt",
     "LearningWithoutForgetting",
+    "OrthogonalLora",
     "RanPac",
     "Replay",
     "SimpleCil",

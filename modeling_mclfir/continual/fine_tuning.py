@@ -13,6 +13,8 @@ class FineTuning(ContinualMethod):
     With a shared adapter it is the lower bound that other methods are measured against.
     """
 
+    adapter_policies = (*ContinualMethod.adapter_policies, "stacked")
+
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """See `ContinualMethod.compute_loss`."""
         output = model(**batch["inputs"])

@@ -22,6 +22,7 @@ STUDIED: dict[str, dict[str, Any]] = {
     "ewc": {"method": "ewc", **SHARED},
     "ewc_online": {"method": "ewc", "ewc_online": True, **SHARED},
     "replay": {"method": "replay", **SHARED},
+    "o_lora": {"method": "o_lora", "adapter_policy": "stacked"},
     "simplecil": {"method": "simplecil", **CLOSED_FORM},
     "ranpac": {"method": "ranpac", "projection_dim": 2000, **CLOSED_FORM},
     "lora_per_increment": {"method": "fine_tuning", "adapter_policy": "per_increment"},

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_mclfir import HEAD_TYPES, MASK_TYPES
+from ..configuration_mclfir import ADAPTER_POLICIES, HEAD_TYPES, MASK_TYPES
 from ..continual import METHODS
 
+HEAD_STARTS = ("random", "ridge")
 DEFAULT_RECIPE = "atelier"
 _ABOUT = "Learn increments of attributes, one after the other, without forgetting. Without flags: the drawn data set."
 _MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -27,13 +28,16 @@ class ModelArguments:
     pretrained: bool = field(default=True, metadata={"help": "take the trunk's weights (False: draw them)"})
     image_height: int = field(default=224, metadata={"help": "pixels"})
     image_width: int = field(default=224, metadata={"help": "pixels"})
-    adapter_policy: str = field(default="per_increment", metadata={"help": "per_increment, shared or frozen"})
+    adapter_policy: str = field(default="per_increment", metadata={"help": ", ".join(ADAPTER_POLICIES)})
     base_training: str = field(default="none", metadata={"help": "none, or first_increment: the trunk learns there"})
     num_adapted_blocks: int | None = field(default=None, metadata={"help": "last blocks with adapters; default: 1/4"})
     out_indices: list[int] | None = field(default=None, metadata={"help": "units whose maps the heads fuse"})
     lora_rank: int = field(default=8, metadata={"help": "rank of the adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "their scale is alpha / rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    prompt_pool_size: int = field(default=10, metadata={"help": "prompts (adapter_policy prompts, for l2p)"})
+    prompt_length: int = field(default=5, metadata={"help": "tokens of such a prompt"})
+    prompts_per_image: int = field(default=5, metadata={"help": "how many of them an image gets"})
     head_type: str = field(default="mclfir", metadata={"help": ", ".join(HEAD_TYPES)})
     embed_dim: int = field(default=32, metadata={"help": "size of an embedding"})
     use_pooled_features: bool = field(default=True, metadata={"help": "heads project the pooled features too"})
@@ -96,6 +100,10 @@ class RunArguments:
 
     output_dir: str = field(default="runs/mclfir", metadata={"help": "checkpoints, report and pictures go here"})
     method: str = field(default="fine_tuning", metadata={"help": ", ".join(METHODS)})
+    head_start: str = field(
+        default="random",
+        metadata={"help": "where heads begin: random, or ridge: the regression from pooled features to values"},
+    )
     epochs: float = field(default=10.0, metadata={"help": "rows seen an increment, as a multiple of its rows"})
     first_epochs: float | None = field(default=None, metadata={"help": "epochs of the first increment, if others"})
     batch_size: int = field(default=128, metadata={"help": "rows of a batch over all processes, even"})
@@ -144,6 +152,8 @@ class RunArguments:
     replay_batch_size: int = field(
         default=64, metadata={"help": "rows of exemplars a batch brings beside its own (methods that keep some), even"}
     )
+    orthogonality_weight: float = field(default=0.5, metadata={"help": "of new adapters to earlier ones (o_lora)"})
+    key_weight: float = field(default=0.5, metadata={"help": "of drawing keys to the images that chose them (l2p)"})
     score_temperature: float | None = field(
         default=None,
         metadata={"help": "of the softmax over values (simplecil, ranpac); 0: none; default: 0.01, of ranpac 0.1"},
@@ -165,6 +175,8 @@ class RunArguments:
             size = getattr(self, name)
             if size < 2 or size % 2:
                 raise ValueError(f"--{name} must be even, since rows come in doublets; got {size}.")
+        if self.head_start not in HEAD_STARTS:
+            raise ValueError(f"--head_start must be one of {HEAD_STARTS}; got {self.head_start!r}.")
         at_least = {"gradient_accumulation_steps": 1, "eval_batch_size": 1, "save_steps": 0, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -198,6 +210,11 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
         raise ValueError(f"Recipe {recipe}: unknown settings {unknown}; known are {sorted(known)}.")
     parser.set_defaults(**settings)
     model_args, data_args, args = parser.parse_args_into_dataclasses(args=arguments)[:3]
+    if data_args.streaming and args.head_start == "ridge":
+        raise ValueError(
+            "--head_start ridge looks at rows of an increment before they are learned from, which a stream does not "
+            "offer; leave --streaming out, or take --head_start random."
+        )
     if data_args.streaming and METHODS[args.method].needs_rows:
         raise ValueError(
             f"--method {args.method} looks at the rows of an increment again, which a stream does not offer; leave "

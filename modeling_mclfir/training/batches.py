@@ -102,9 +102,11 @@ class IncrementBatches(Dataset):
         lacking = [place for place, count in enumerate(counts) if 2 * count > num_batches]
         return [self.attributes[place] for place in lacking if place not in from_triplets]
 
-    def chunks(self, size: int = 64) -> Iterator[dict]:
-        """See `IncrementRows`; every process gets them all."""
+    def chunks(self, size: int = 64, most: int | None = None) -> Iterator[dict]:
+        """See `IncrementRows`; every process gets them all. Of more than `most` rows, that many at even distances."""
         rows = np.flatnonzero((self.labels >= 0).any(dim=1).numpy())
+        if most is not None and len(rows) > most:
+            rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
             batch = {

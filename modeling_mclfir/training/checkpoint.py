@@ -155,9 +155,9 @@ def recover(folder: Path) -> None:
 def _split_state(model: MclfirForImageRetrieval) -> dict[str, dict[str, torch.Tensor]]:
     parts: dict[str, dict[str, torch.Tensor]] = {TRUNK_FILE: {}, ADAPTERS_FILE: {}, HEADS_FILE: {}}
     for name, value in _plain(model.state_dict()).items():
-        if name.startswith("heads."):
+        if name.startswith(("heads.", "router.")):
             parts[HEADS_FILE][name] = value
-        elif ".lora_" in name:
+        elif ".lora_" in name or ".prompt_pool." in name:
             parts[ADAPTERS_FILE][name] = value
         else:
             parts[TRUNK_FILE][name] = value
@@ -185,7 +185,7 @@ def _save_adapters(folder: Path, model: MclfirForImageRetrieval, previous: Path 
             continue
         target.mkdir(parents=True)
         older = None if previous is None else previous / "adapters" / name
-        if config.adapter_policy == "per_increment" and older is not None and older.exists():
+        if config.adapter_policy != "shared" and older is not None and older.exists():
             for file in older.iterdir():  # an old increment's adapter never changes
                 _link(file, target / file.name)
             continue

@@ -34,6 +34,7 @@ class Progress:
     loss: list[dict] = field(default_factory=list)
     history: list[list[dict]] = field(default_factory=list)
     scores: list[list[float | None]] = field(default_factory=list)
+    scores_unknown: list[list[float | None]] = field(default_factory=list)  # nobody says whose value a query shows
     initial_trunk: dict | None = None
     zero_shot: list[float] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)  # feature files whose filling is on the bill
@@ -84,8 +85,12 @@ class IncrementTrainer:
         progress: Progress,
         extra: Cost,
         num_workers: int = 0,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`."""
+        """
+        Run (or, where a state of this increment was saved, go on with) the increment; adds to `progress`. `finish` is
+        what is done once it is learned, on the same bill.
+        """
         args, bill, losses = self.args, Cost(), []
         total = self.num_steps(batches.num_rows, increment_id) if method.trains else 0
         if method.trains:
@@ -93,7 +98,7 @@ class IncrementTrainer:
             bill, losses = self._learn(model, method, batches, increment_id, name, total, offset, num_workers)
         ending = time.perf_counter()
         rows = RowsOfIncrement(batches, total * args.gradient_accumulation_steps, self.accelerator.device)
-        _, flops = count_flops(lambda: method.end_increment(model, rows))
+        _, flops = count_flops(lambda: (method.end_increment(model, rows), finish()))
         bill.add(Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - ending))
         bill.add(extra)
         progress.loss += losses

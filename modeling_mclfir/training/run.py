@@ -28,6 +28,8 @@ from .batches import IncrementBatches, StreamBatches
 from .checkpoint import STATE_FILE, increment_folder, load_increment, read_state, recover
 from .cost import Cost, count_flops
 from .feature_cache import FeatureCache
+from .fused_spaces import describe_increment, shared_attributes, unknown_scores
+from .head_start import start_heads
 from .loop import Progress
 from .memory import keep_freed_memory
 from .prompts import PromptEncoder
@@ -39,7 +41,8 @@ _MODEL_SETTINGS = (
     "adapter_policy", "base_training", "num_adapted_blocks", "out_indices", "lora_rank", "lora_alpha", "lora_dropout",
     "embed_dim", "gate_dim", "use_pooled_features", "use_spatial_attention", "use_channel_attention",
     "head_type", "attribute_dim", "use_low_level_branch", "use_self_gate", "use_spatial_gate", "use_masks",
-    "mask_type", "use_attribute_classification", "projection_dim",
+    "mask_type", "use_attribute_classification", "projection_dim", "prompt_pool_size", "prompt_length",
+    "prompts_per_image",
 )  # fmt: skip
 
 
@@ -91,6 +94,7 @@ class Run:
         self.prompts = PromptEncoder(model_args.text_encoder) if model_args.text_encoder else None
         self.model: MclfirForImageRetrieval
         self.processor: MclfirImageProcessor
+        self.new_heads = range(0)  # of the increment that is being learned
         self.method_state: dict[str, torch.Tensor] = {}  # what the method kept of the increments finished
 
     def start_fresh(self) -> None:
@@ -193,10 +197,11 @@ class Run:
         if method.retrains and increment_id:
             self.start_fresh()
             self.model.to(self.accelerator.device)
-        first = 0 if method.retrains else increment_id
+        first, before = 0 if method.retrains else increment_id, len(self.model.heads)
         for index in range(first, increment_id + 1):
             set_seed(int(np.random.SeedSequence((self.args.seed, index)).generate_state(1)[0]))
             self._open_space(self.data.increments[index])
+        self.new_heads = range(before, len(self.model.heads))
         learns = list(range(len(self.model.heads))) if method.retrains else self.serving(increment_id)
         names = self.model.set_trainable(learns, method.learns_old_heads, trunk=method.retrains or increment_id == 0)
         count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -204,11 +209,40 @@ class Run:
         logger.info(f"increment {name}: {count:,} parameters learn, in {len(names)} tensors")
         return self.model
 
+    def start_heads(self, increment_id: int, batches) -> Cost:
+        """Where `--head_start ridge` is given, begin new heads there; gives the bill of it."""
+        if self.args.head_start != "ridge" or self.model.mclfir.trunk_trains:
+            return Cost()
+        started, seed = time.perf_counter(), np.random.SeedSequence((self.args.seed, increment_id, 1))
+        _, flops = count_flops(
+            lambda: start_heads(self.model, self.new_heads, batches, int(seed.generate_state(1)[0]))
+        )
+        return Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - started)
+
+    def describe_spaces(self, increment_id: int, method) -> None:
+        """Where an attribute has several spaces, tell them apart: the new one, and the first when it gets company."""
+        if self.data_args.streaming or not self.data.increments[increment_id].attributes:
+            return
+        alike = shared_attributes(self.model, self.data.increments[increment_id])
+        for index, increment in enumerate(self.data.increments[: increment_id + 1]):
+            if increment.name in alike and len(alike) > 1:
+                place = self.model.config.increment_names.index(increment.name)
+                if "router" not in self.model.config.increments[place]:
+                    describe_increment(self.model, place, self.batches(index, method)[0])
+
+    def score_unknown(self, evaluator, sides, embeds, known: list[float]) -> None:
+        """Scores where nobody says with which increment a value came, beside those `known` where somebody does."""
+        learned = self.data.increments[: len(known)]
+        if any(increment.new_values for increment in self.data.increments) and not self.data_args.streaming:
+            # Of a model with one space for an attribute both are the same.
+            scores = unknown_scores(self.model, evaluator, sides, embeds, learned, known)
+            self.progress.scores_unknown.append(scores + [None] * (len(self.data.increments) - len(scores)))
+
     def _open_space(self, increment) -> None:
         """New heads (and adapter); where a space is shared and only its values are new, it learns on as it is."""
         config = self.model.config
         known = increment.new_values and increment.attributes[0] in config.attributes
-        if known and config.adapter_policy != "per_increment":
+        if known and config.adapter_policy not in ("per_increment", "stacked"):
             return
         prompts = self.prompts.encode(list(increment.attributes)) if self.prompts is not None else None
         self.model.add_increment(increment.name, list(increment.attributes), prompts, new_values=increment.new_values)
@@ -248,7 +282,8 @@ class Run:
     def pooled_rows(self, evaluator, sides, increment) -> list[dict]:
         """Scores of an increment that is not learned yet, by the trunk's pooled features."""
         current = len(self.model.heads) - 1
-        adapter_of = current if self.model.config.adapter_policy == "shared" and current >= 0 else None
+        shared = self.model.config.adapter_policy in ("shared", "stacked", "prompts")
+        adapter_of = current if shared and current >= 0 else None
         pooled = [evaluator.embed(self.model, side, adapter_of, pooled=True) for side in sides]
         return evaluator.score(sides, pooled, increment)
 
@@ -330,6 +365,7 @@ def build_report(run: Run) -> dict:
     return {
         "increments": [increment.name for increment in run.data.increments],
         "scores": progress.scores,
+        "scores_unknown_increment": progress.scores_unknown or None,
         "average": summarise(rows) if rows else None,
         "forgetting": forgetting(square) if square else None,
         "backward_transfer": backward_transfer(square) if square else None,

@@ -21,10 +21,11 @@ import numpy as np
 
 from modeling_mclfir.study.runs import StudyRun, StudyRuns
 
-# Ours gives 32 numbers, the others MCL-FIR's 128; what else they have is the papers' share of that.
+# Ours gives 32 numbers by default, the others MCL-FIR's 128; what else they have is the papers' share of that.
 _WIDE = {"embed_dim": 128, "gate_dim": 128}
 HEADS = {
     "mclfir": {},
+    "mclfir_wide": {"embed_dim": 128},
     "linear": {"head_type": "linear", "embed_dim": 128},
     "csn": {"head_type": "csn", "embed_dim": 128},
     "asen": {"head_type": "asen", **_WIDE},

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ratios of training steps and of embedding passes, run in turn; the median of several rounds."""
+"""Ratios of training steps and of embedding passes, run in turn; the median of several rounds.
+
+python tests/benchmarks/steps.py            what caching, the layout and a second attribute cost
+python tests/benchmarks/steps.py --heads    a step and a pass of each kind of heads against the linear ones
+"""
 
 import argparse
 import statistics
@@ -18,15 +22,70 @@ def seconds(work, device) -> float:
     return time.perf_counter() - start
 
 
+def medians(works: dict, rounds: int, device) -> dict[str, float]:
+    """Seconds of each, one after the other in every round."""
+    times = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            elapsed = seconds(work, device)
+            if turn:  # the first round warms up
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare_heads(args, device) -> None:
+    """As in the attribute study: 5 attributes, cached features, 128 numbers each and our own with 32 as well."""
+    wide = {"embed_dim": 128, "gate_dim": 128}
+    kinds = {
+        head: {"head_type": head} | wide for head in ("linear", "csn", "asen", "asen_v2", "ag_man", "mclfir_published")
+    }
+    kinds |= {"mclfir, 32 numbers": {}, "mclfir, 128 numbers": {"embed_dim": 128}}
+    works, models = {}, {}
+    pixels = torch.randn(args.batch, 3, args.size, args.size, device=device)
+    for name, settings in kinds.items():
+        model = MclfirForImageRetrieval.from_trunk(args.trunk, **settings).to(device)
+        model.add_increment("one", ["a", "b", "c", "d", "e"])
+        model.set_trainable(0)
+        with torch.no_grad():
+            shared = model.mclfir.shared_forward(pixels)
+        models[name] = (
+            model.to(memory_format=torch.channels_last),
+            shared.contiguous(memory_format=torch.channels_last),
+        )
+
+        def step(name=name):
+            model, shared = models[name]
+            model.train()
+            model(shared_features=shared).embeds.square().mean().backward()
+            model.zero_grad()
+
+        @torch.no_grad()
+        def embed(name=name):
+            model, shared = models[name]
+            model.eval()
+            model(shared_features=shared)
+
+        works |= {f"{name}: step": step, f"{name}: pass": embed}
+    median = medians(works, args.rounds, device)
+    for name in kinds:
+        ratios = [median[f"{name}: {what}"] / median[f"linear: {what}"] for what in ("step", "pass")]
+        print(f"{name:20s} training step {ratios[0]:.2f}, embedding pass {ratios[1]:.2f} of the linear heads'")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trunk", default="../shared/weights/mobilenet_v2_1.0_224")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--heads", action="store_true", help="compare kinds of heads instead")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
+    print(f"{device}, batch {args.batch}, {args.size} px, {torch.get_num_threads()} threads, median of {args.rounds}")
+    if args.heads:
+        compare_heads(args, device)
+        return
     model = MclfirForImageRetrieval.from_trunk(args.trunk).to(device)
     model.add_increment("one", ["a", "b", "c", "d", "e"])
     model.set_trainable(0)
@@ -58,14 +117,7 @@ def main() -> None:
         "embed": embed,
         "bare": bare,
     }
-    times = {name: [] for name in works}
-    for turn in range(args.rounds + 1):
-        for name, work in works.items():
-            elapsed = seconds(work, device)
-            if turn:  # the first round warms up
-                times[name].append(elapsed)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{device}, batch {args.batch}, {args.size} px, {torch.get_num_threads()} threads, median of {args.rounds}")
+    median = medians(works, args.rounds, device)
     print(f"training step, cached features / images                 {median['cached'] / median['images']:.2f}")
     ratio = median["cached"] / median["cached, channels first"]
     print(f"training step, channels last / channels first           {ratio:.2f}")

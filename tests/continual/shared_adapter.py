@@ -42,8 +42,8 @@ class Rows:
         return (batch_of(50 + step, *self.arguments) for step in range(num_batches))
 
 
-def make_student(make_model, **changes):
-    return make_model("resnet", adapter_policy="shared", **changes)
+def make_student(make_model, family="resnet", adapter_policy="shared", **changes):
+    return make_model(family, adapter_policy=adapter_policy, **changes)
 
 
 def begin(model, method, increment_id: int, serving: int | None = None) -> None:

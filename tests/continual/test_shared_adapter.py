@@ -28,7 +28,13 @@ def test_weight_zero_is_fine_tuning_step_for_step(make_model, name):
 
 # ---- several processes
 
-TWO = {"lwf": {"distillation_weight": 2.0}, "ewc": {"ewc_weight": 1e4, "ewc_batches": 2}}
+TWO = {
+    "lwf": {"distillation_weight": 2.0},
+    "ewc": {"ewc_weight": 1e4, "ewc_batches": 2},
+    "o_lora": {"orthogonality_weight": 2.0},
+    "l2p": {"key_weight": 2.0},
+}
+STUDENTS = {"o_lora": {"adapter_policy": "stacked"}, "l2p": {"adapter_policy": "prompts", "family": "vit"}}
 
 
 def learned_by(model, name: str, rows: slice = slice(None)) -> dict:
@@ -41,22 +47,23 @@ def learned_by(model, name: str, rows: slice = slice(None)) -> dict:
     }
 
 
-def one_of_two(rank: int, folder: str, model) -> None:
+def one_of_two(rank: int, folder: str, students: dict) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     # A copy: tensors that come from another process are shared with it.
-    found = {name: learned_by(deepcopy(model), name, slice(4 * rank, 4 * rank + 4)) for name in TWO}
+    rows = slice(4 * rank, 4 * rank + 4)
+    found = {name: learned_by(deepcopy(model), name, rows) for name, model in students.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_processes_learn_as_one(make_model, tmp_path):
-    """Fisher terms too: gradients are added up before they are squared; and the penalty counts once."""
-    student = make_student(make_model)
-    multiprocessing.spawn(one_of_two, (str(tmp_path), student), nprocs=2)
+    """Fisher terms too: gradients are added up before they are squared; and penalties count once."""
+    students = {name: make_student(make_model, **STUDENTS.get(name, {})) for name in TWO}
+    multiprocessing.spawn(one_of_two, (str(tmp_path), students), nprocs=2)
     two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in TWO:
-        expected = learned_by(deepcopy(student), name)
+        expected = learned_by(students[name], name)
         for found in two:
             assert found[name].keys() == expected.keys()
             for key, value in expected.items():

@@ -24,6 +24,8 @@ KINDS = {
     "triplet": {"loss": "triplet", "learn_loss_weights": True},
     "lwf": {"method": "lwf", "adapter_policy": "shared"},
     "ewc": {"method": "ewc", "adapter_policy": "shared", "ewc_batches": 2},
+    "o_lora": {"method": "o_lora", "adapter_policy": "stacked"},
+    "l2p": {"method": "l2p", "adapter_policy": "prompts", "trunk": "vit"},
 }
 
 
