@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import average_score, intransigence
+from ..metrics import average_score, forgetting, intransigence
 from .runs import StudyRun
 
 SHARED = {"adapter_policy": "shared"}
@@ -66,6 +66,9 @@ class MethodFigures:
             None without runs of static.
         cost: name of `COSTS` → total of the whole sequence, the mean over seeds.
         cost_ratio: the same as a share of static's; None without runs of static.
+        unknown_average, unknown_forgetting: the same where an attribute has several spaces and nobody says which one a
+            query's value belongs to; None where increments bring attributes.
+        unknown_after_each: and after each increment.
         stored_bytes: what is kept after the last increment beside the trunk: adapters, heads, the method's state.
         exemplars: photos kept after the last increment.
     """
@@ -79,15 +82,23 @@ class MethodFigures:
     backward_transfer: tuple[float, float]
     forward_transfer: tuple[float, float]
     intransigence: tuple[float, float] | None
+    unknown_average: tuple[float, float] | None
+    unknown_forgetting: tuple[float, float] | None
+    unknown_after_each: list[float] | None
     cost: dict[str, float]
     cost_ratio: dict[str, float] | None
     stored_bytes: float
     exemplars: float
 
     @property
+    def headline(self) -> tuple[float, float]:
+        """The average that methods are compared by: the one that is asked of all of them alike."""
+        return self.unknown_average or self.average
+
+    @property
     def after_each(self) -> list[float]:
-        """Mean score over the increments seen so far, after each increment."""
-        return [float(np.mean(row[: i + 1])) for i, row in enumerate(self.scores)]
+        """Mean score over the increments seen so far, after each increment; as `headline` is meant."""
+        return self.unknown_after_each or _after_each(self.scores)
 
 
 def figures(reports: Mapping[tuple[str, str, int], dict]) -> list[MethodFigures]:
@@ -121,6 +132,7 @@ def _figures(order: str, method: str, runs: dict[int, dict], static: dict[int, d
         )
         of_static = {name: np.mean([report["cost"][name] for report in static.values()]) for name in COSTS}
         ratio = {name: float(cost[name] / of_static[name]) if of_static[name] else 0.0 for name in COSTS}
+    unknown = [report["scores_unknown_increment"] for report in every if report.get("scores_unknown_increment")]
     last = [report["cost_per_increment"][-1] for report in every]
     return MethodFigures(
         order=order,
@@ -132,11 +144,18 @@ def _figures(order: str, method: str, runs: dict[int, dict], static: dict[int, d
         backward_transfer=_spread([report["backward_transfer"] for report in every]),
         forward_transfer=_spread([report["forward_transfer"] for report in every]),
         intransigence=lacks,
+        unknown_average=_spread([average_score(scores) for scores in unknown]) if unknown else None,
+        unknown_forgetting=_spread([forgetting(scores) for scores in unknown]) if unknown else None,
+        unknown_after_each=np.mean([_after_each(scores) for scores in unknown], axis=0).tolist() if unknown else None,
         cost=cost,
         cost_ratio=ratio,
         stored_bytes=float(np.mean([row["stored_bytes"] for row in last])),
         exemplars=float(np.mean([row["exemplars"] for row in last])),
     )
+
+
+def _after_each(scores: Sequence[Sequence[float | None]]) -> list[float]:
+    return [float(np.mean(row[: i + 1])) for i, row in enumerate(scores)]
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

@@ -38,8 +38,8 @@ def plot_cost(rows: Sequence[MethodFigures], path: str | os.PathLike) -> None:
     figure = Figure(figsize=(8.6, 5.0), layout="constrained")
     axes = _axes(figure)
     for row, style in zip(rows, _styles(rows), strict=True):
-        place = row.cost_ratio["flops"], 100 * row.average[0]
-        axes.errorbar(*place, yerr=100 * row.average[1] or None, markersize=9, capsize=3,
+        place = row.cost_ratio["flops"], 100 * row.headline[0]
+        axes.errorbar(*place, yerr=100 * row.headline[1] or None, markersize=9, capsize=3,
                       **(style | {"linestyle": "none"}))  # fmt: skip
         axes.annotate(literal(row.method), place, (7, 5), textcoords="offset points", fontsize=9, color=style["color"])
     axes.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")

@@ -18,6 +18,9 @@ attributes. *average* = mean_j a[T][j]; *forgetting* = mean_{j<T} (max_{j≤i<T}
 *intransigence* = mean_j (static[j] − a[j][j]). ± is the standard deviation over seeds. Costs are of a whole sequence;
 the shares are of static retraining's, which learns everything seen so far at every increment, with the same epochs,
 batches that serve all attributes at once, and the same cached features."""
+_UNKNOWN = """\
+*not told*: the same where a query's attribute is told, but not the increment that its value came with. Methods with
+one space for an attribute have one answer to both; others weigh their spaces by the image (`fused_queries`)."""
 _COLUMNS = (
     "method", "average", "forgetting", "BWT", "FWT", "intransigence", "samples", "FLOPs", "seconds", "memory",
     "stored, kB", "exemplars", "seeds",
@@ -35,13 +38,15 @@ def write_study(figures: Sequence[MethodFigures], increments: Sequence[str], fol
         title: of the page.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     orders = list(dict.fromkeys(row.order for row in figures))
     lines = [f"# {title}", "", _ABOUT, ""]
     for order in orders:
-        rows = sorted((row for row in figures if row.order == order), key=lambda row: -row.average[0])
+        rows = sorted((row for row in figures if row.order == order), key=lambda row: -(row.headline[0]))
         names = list(increments) if order == "canonical" else list(reversed(increments))
         plot_after_each(rows, names, folder / f"after_each_{order}.png")
-        lines += [f"## Order: {order}", "", *_table(rows), ""]
+        told = [_UNKNOWN, ""] if any(row.unknown_average for row in rows) else []
+        lines += [f"## Order: {order}", "", *told, *_table(rows), ""]
         lines += [f"![score after each increment](after_each_{order}.png)"]
         if any(row.cost_ratio for row in rows):
             plot_cost(rows, folder / f"cost_{order}.png")
@@ -55,11 +60,14 @@ def write_study(figures: Sequence[MethodFigures], increments: Sequence[str], fol
 
 
 def _table(rows: Sequence[MethodFigures]) -> list[str]:
-    lines = [table_row(*_COLUMNS), table_row("---", *["---:"] * (len(_COLUMNS) - 1))]
+    unknown = any(row.unknown_average for row in rows)
+    columns = (*_COLUMNS[:3], "average, not told", "forgetting, not told", *_COLUMNS[3:]) if unknown else _COLUMNS
+    lines = [table_row(*columns), table_row("---", *["---:"] * (len(columns) - 1))]
     for row in rows:
         ratio = row.cost_ratio or {}
         shares = [_share(ratio.get(name)) for name in ("samples", "flops", "seconds", "peak_memory_bytes")]
-        scores = (row.average, row.forgetting, row.backward_transfer, row.forward_transfer, row.intransigence)
+        more = (row.unknown_average, row.unknown_forgetting) if unknown else ()
+        scores = (row.average, row.forgetting, *more, row.backward_transfer, row.forward_transfer, row.intransigence)
         kept = [as_count(row.stored_bytes / 1000), as_count(row.exemplars)]
         lines.append(table_row(row.method, *map(_with_spread, scores), *shares, *kept, str(row.num_seeds)))
     return lines

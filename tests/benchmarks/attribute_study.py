@@ -7,7 +7,7 @@
 
 The first command trains every combination for an epoch and scores it on val; of each head and loss the better one goes
 on with more epochs, with --slow the best of each head at a slower rate as well; parts are taken from the best of our
-own heads one by one; the best of each head are trained in full with several seeds and scored on query. The second
+own heads one by one; with --ridge some heads also begin at the regression to values; the best of each head are trained in full with several seeds and scored on query. The second
 takes the finalists of the first to another data set. A run that is finished is not repeated: stop the study at any
 time (or after --minutes), and the same command goes on. study.md and study.json are rewritten after each run.
 """
@@ -41,7 +41,13 @@ LOSSES = {
 }
 TEACHERS = {"alone": {}, "teacher": {"method": "ema_distillation"}}
 # The fast one was found by our own heads; what goes on is given both, for none shall lose by a rate that suits others.
-RATES = {"fast": {"learning_rate": 0.004}, "slow": {"learning_rate": 0.001}}
+# "ridge": heads that begin at the ridge regression, at a rate that does not throw that away.
+RATES = {
+    "fast": {"learning_rate": 0.004},
+    "slow": {"learning_rate": 0.001},
+    "ridge": {"learning_rate": 0.002, "head_start": "ridge"},
+}
+WITH_RIDGE = ("mclfir", "mclfir_wide", "linear")  # heads that project the pooled features for each attribute
 AXES = (HEADS, LOSSES, TEACHERS, RATES)
 # Our heads without one of their parts each, wider, and without adapters below them.
 PARTS = {
@@ -89,6 +95,9 @@ class Study:
         names = self._best(scores, 2)
         if options.slow:
             names += [name.replace("-fast", "-slow") for name in self._best(scores, 1)]
+        if options.ridge:
+            best = [name for name in self._best(scores, 1) if name.split("-")[0] in WITH_RIDGE]
+            names += [name.replace("-fast", "-ridge") for name in best]
         scores = self._stage("rung1", {name: settings_of(name) for name in names}, options.epochs[1])
         if scores is None:
             return
@@ -196,6 +205,9 @@ def main() -> None:
     parser.add_argument("--finalists", type=Path, default=None, help="output of a study whose finalists run here")
     parser.add_argument("--epochs", type=int, nargs=2, default=[1, 4], help="of the first two rungs")
     parser.add_argument("--slow", action="store_true", help="the best of each head at a slower rate as well")
+    parser.add_argument(
+        "--ridge", action="store_true", help="the best of some heads begun at the ridge regression too"
+    )
     parser.add_argument("--keep-finalists", type=int, default=3)
     parser.add_argument("--final-epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)

@@ -53,6 +53,31 @@ def test_without_static_there_is_nothing_to_relate_to():
     assert row.cost_ratio is None and row.intransigence is None
 
 
+def test_where_the_increment_is_not_told_that_is_what_methods_are_compared_by(tmp_path):
+    unknown = {"scores_unknown_increment": [[0.6, None], [0.3, 0.5]]}
+    reports = {
+        ("canonical", "fine_tuning", 0): report([[0.6, 0.2], [0.6, 0.9]]) | unknown,
+        ("canonical", "static", 0): report([[0.7, 0.2], [0.7, 0.6]])
+        | {"scores_unknown_increment": [[0.7, None], [0.7, 0.6]]},
+    }
+    row, static = figures(reports)
+    assert row.average[0] == pytest.approx(0.75) and row.headline == row.unknown_average == (pytest.approx(0.4), 0.0)
+    assert row.unknown_forgetting[0] == pytest.approx(0.3) and row.after_each == pytest.approx([0.6, 0.4])
+    assert static.unknown_average == static.average and static.unknown_forgetting == static.forgetting
+    write_study([row, static], ["cut", "look"], tmp_path, "A study")
+    page = (tmp_path / "report.md").read_text()
+    assert "| average, not told | forgetting, not told |" in page
+    assert page.index("| static | 65.00 | 0.00 | 65.00 | 0.00 |") < page.index(
+        "| fine_tuning | 75.00 | 0.00 | 40.00 | 30.00 |"
+    )
+    assert "not told" not in _page(tmp_path / "told", figures(REPORTS))
+
+
+def _page(folder, rows):
+    write_study(rows, ["cut", "look"], folder, "A study")
+    return (folder / "report.md").read_text()
+
+
 def test_the_report_has_tables_and_pictures(tmp_path):
     reports = REPORTS | {("reversed", *name[1:]): content for name, content in REPORTS.items()}
     write_study(figures(reports), ["cut", "look"], tmp_path, "A study")
