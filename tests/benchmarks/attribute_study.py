@@ -7,9 +7,10 @@
 
 The first command trains every combination for an epoch and scores it on val; of each head and loss the better one goes
 on with more epochs, with --slow the best of each head at a slower rate as well; parts are taken from the best of our
-own heads one by one; with --ridge some heads also begin at the regression to values; the best of each head are trained in full with several seeds and scored on query. The second
-takes the finalists of the first to another data set. A run that is finished is not repeated: stop the study at any
-time (or after --minutes), and the same command goes on. study.md and study.json are rewritten after each run.
+own heads one by one; with --ridge heads also begin at the regression to values; the best of each head are trained in
+full with several seeds and scored on query. The second takes the finalists of the first to another data set. A run that
+is finished is not repeated: stop the study at any time (or after --minutes), and the same command goes on. study.md and
+study.json are rewritten after each run.
 """
 
 import argparse
@@ -101,7 +102,8 @@ class Study:
         scores = self._stage("rung1", {name: settings_of(name) for name in names}, options.epochs[1])
         if scores is None:
             return
-        ours = max((name for name in scores if name.startswith("mclfir-")), key=scores.get)
+        begun_alike = [name for name in scores if name.startswith("mclfir-") and name.endswith("-fast")]
+        ours = max(begun_alike, key=scores.get)
         parts = {name: settings_of(ours) | part for name, part in PARTS.items()}
         if self._stage("parts", parts, options.epochs[1]) is None:
             return
