@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> dict:
         # Learn: new heads, a new adapter that starts from the last one; all else is frozen.
         model = run.begin_increment(increment_id, method)
         batches, bill = run.batches(increment_id, method)
-        bill.add(run.start_heads(increment_id, batches))
+        bill.add(run.start_heads(increment_id, method, batches))
         method.begin_increment(model, increment_id, run.num_values(increment_id, method))
         trainer.train(
             model, method, batches, increment_id, increment.name, progress, bill, data_args.num_workers,

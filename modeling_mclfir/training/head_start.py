@@ -4,9 +4,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 
+from ..losses import world_size
 from ..modeling_mclfir import MclfirForImageRetrieval
 from .batches import IncrementBatches
 
@@ -47,6 +48,9 @@ def start_heads(
                     runs[adapter] = _collect(model, increment_id, batches)
                 pooled, labels = runs[adapter]
                 _start(heads.pooled_projection, heads.pooled_norm(pooled), labels[:, first : first + count])
+                if world_size() > 1:  # on GPUs features may differ in their last bits: all take the first one's
+                    for parameter in heads.pooled_projection.parameters():
+                        distributed.broadcast(parameter.data, src=0)
             first += count
 
 

@@ -5,12 +5,12 @@
     python tests/benchmarks/attribute_study.py --dataset DIR --recipe mobilenetv2-myntra --trunk DIR --output DIR2 \\
         --finalists DIR --final-epochs 3
 
-The first command trains every combination for an epoch and scores it on val; of each head and loss the better one goes
-on with more epochs, with --slow the best of each head at a slower rate as well; parts are taken from the best of our
-own heads one by one; with --ridge heads also begin at the regression to values; the best of each head are trained in
-full with several seeds and scored on query. The second takes the finalists of the first to another data set. A run that
-is finished is not repeated: stop the study at any time (or after --minutes), and the same command goes on. study.md and
-study.json are rewritten after each run.
+The first command trains every combination for an epoch and scores it on val; of each head and loss the better one
+goes on with more epochs, with --slow the best of each head at a slower rate as well, with --ridge begun at the ridge
+regression to values; parts are taken from the best of our own heads one by one; the best of each head are trained in
+full with several seeds and scored on query. The second takes the finalists of the first to another data set. A run
+that is finished is not repeated: stop the study at any time (or after --minutes), and the same command goes on.
+study.md and study.json are rewritten after each run.
 """
 
 import argparse
