@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from ..metrics import average_score, forgetting, intransigence
+from ..training.arguments import RunArguments, read_recipe
 from .runs import StudyRun
 
 SHARED = {"adapter_policy": "shared"}
 # An embedding holds a score for each value of an attribute: enough numbers for the largest.
 CLOSED_FORM = {"adapter_policy": "frozen", "head_type": "closed_form", "embed_dim": 128}
 # Name in the study → settings. Those that learn by steps learn the same layers: adapters of upper blocks, and heads.
+# "share" is of the epochs that all others have: what is lost where an increment may cost a quarter, of ours and static.
 STUDIED: dict[str, dict[str, Any]] = {
     "zero_shot": {"method": "zero_shot", "adapter_policy": "frozen"},
     "fine_tuning": {"method": "fine_tuning", **SHARED},
@@ -26,9 +28,11 @@ STUDIED: dict[str, dict[str, Any]] = {
     "simplecil": {"method": "simplecil", **CLOSED_FORM},
     "ranpac": {"method": "ranpac", "projection_dim": 2000, **CLOSED_FORM},
     "lora_per_increment": {"method": "fine_tuning", "adapter_policy": "per_increment"},
+    "lora_quarter": {"method": "fine_tuning", "adapter_policy": "per_increment", "share": 0.25},
     "static": {"method": "static", **SHARED},
+    "static_quarter": {"method": "static", **SHARED, "share": 0.25},
 }
-BOUNDS = ("zero_shot", "static")
+BOUNDS = ("zero_shot", "static", "static_quarter")
 ORDERS = {"canonical": {}, "reversed": {"reverse_increments": True}}
 COSTS = ("samples", "steps", "flops", "seconds", "peak_memory_bytes")
 
@@ -47,12 +51,22 @@ def study_runs(
         if unknown:
             raise ValueError(f"Unknown {what} {unknown}; known are {list(known)}.")
     common = {"plots": False, "save_steps": 0, "report_to": "none"} | dict(settings)
+    own = {method: dict(STUDIED[method]) for method in methods}
+    for chosen in own.values():
+        if "share" in chosen:
+            chosen["epochs"] = chosen.pop("share") * _epochs(common)
     return [
-        StudyRun(f"{order}/{method}/seed{seed}", common | ORDERS[order] | STUDIED[method] | {"seed": seed})
+        StudyRun(f"{order}/{method}/seed{seed}", common | ORDERS[order] | own[method] | {"seed": seed})
         for seed in seeds
         for order in orders
         for method in methods
     ]
+
+
+def _epochs(settings: Mapping[str, Any]) -> float:
+    """Epochs of an increment: as told, else by the recipe, else as everywhere."""
+    recipe = read_recipe(settings["recipe"]) if settings.get("recipe") else {}
+    return float(settings.get("epochs") or recipe.get("epochs") or RunArguments.epochs)
 
 
 @dataclass(frozen=True)

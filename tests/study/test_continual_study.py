@@ -94,7 +94,7 @@ def test_the_report_has_tables_and_pictures(tmp_path):
 
 
 def test_runs_of_a_study():
-    runs = study_runs(["fine_tuning", "static"], ["canonical", "reversed"], range(2), {"epochs": "3", "recipe": "x"})
+    runs = study_runs(["fine_tuning", "static"], ["canonical", "reversed"], range(2), {"epochs": "3"})
     assert len(runs) == 8 and len({run.name for run in runs}) == 8
     run = next(run for run in runs if run.name == "reversed/static/seed1")
     assert run.settings["reverse_increments"] is True and run.settings["seed"] == 1
@@ -107,9 +107,21 @@ def test_runs_of_a_study():
         study_runs(["static"], ["random"], [0], {})
 
 
+def test_a_share_of_the_epochs_is_of_those_that_all_others_have():
+    def epochs(**settings):
+        runs = study_runs(["lora_quarter", "lora_per_increment"], ["canonical"], [0], settings)
+        assert "share" not in runs[0].settings
+        return [run.settings.get("epochs") for run in runs]
+
+    assert epochs(recipe="mobilenetv2-myntra", epochs="2") == [0.5, "2"]
+    assert epochs(recipe="mobilenetv2-myntra") == [1.5, None]  # the recipe has 6
+    assert epochs() == [2.5, None]
+
+
 def test_every_studied_method_can_be_trained():
     from modeling_mclfir.training.arguments import parse_arguments
 
     for name, settings in STUDIED.items():
+        settings = {key: value for key, value in settings.items() if key != "share"}
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         assert parse_arguments(words)[2].method == settings["method"], name
