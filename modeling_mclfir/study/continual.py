@@ -15,7 +15,7 @@ SHARED = {"adapter_policy": "shared"}
 # An embedding holds a score for each value of an attribute: enough numbers for the largest.
 CLOSED_FORM = {"adapter_policy": "frozen", "head_type": "closed_form", "embed_dim": 128}
 # Name in the study → settings. Those that learn by steps learn the same layers: adapters of upper blocks, and heads.
-# "share" is of the epochs that all others have: what is lost where an increment may cost a quarter, of ours and static.
+# "share" is of the epochs that all others have: what is lost where an increment may cost a quarter, ours and static.
 STUDIED: dict[str, dict[str, Any]] = {
     "zero_shot": {"method": "zero_shot", "adapter_policy": "frozen"},
     "fine_tuning": {"method": "fine_tuning", **SHARED},
