@@ -14,8 +14,10 @@ from .runs import StudyRun
 SHARED = {"adapter_policy": "shared"}
 # An embedding holds a score for each value of an attribute: enough numbers for the largest.
 CLOSED_FORM = {"adapter_policy": "frozen", "head_type": "closed_form", "embed_dim": 128}
+# Of the epochs that all others have, and begun where few are enough.
+QUARTER = {"share": 0.25, "head_start": "ridge", "learning_rate": 0.002}
 # Name in the study → settings. Those that learn by steps learn the same layers: adapters of upper blocks, and heads.
-# "share" is of the epochs that all others have: what is lost where an increment may cost a quarter, ours and static.
+# What is lost where an increment may cost a quarter is told of ours and of static alike.
 STUDIED: dict[str, dict[str, Any]] = {
     "zero_shot": {"method": "zero_shot", "adapter_policy": "frozen"},
     "fine_tuning": {"method": "fine_tuning", **SHARED},
@@ -28,9 +30,9 @@ STUDIED: dict[str, dict[str, Any]] = {
     "simplecil": {"method": "simplecil", **CLOSED_FORM},
     "ranpac": {"method": "ranpac", "projection_dim": 2000, **CLOSED_FORM},
     "lora_per_increment": {"method": "fine_tuning", "adapter_policy": "per_increment"},
-    "lora_quarter": {"method": "fine_tuning", "adapter_policy": "per_increment", "share": 0.25},
+    "lora_quarter": {"method": "fine_tuning", "adapter_policy": "per_increment", **QUARTER},
     "static": {"method": "static", **SHARED},
-    "static_quarter": {"method": "static", **SHARED, "share": 0.25},
+    "static_quarter": {"method": "static", **SHARED, **QUARTER},
 }
 BOUNDS = ("zero_shot", "static", "static_quarter")
 ORDERS = {"canonical": {}, "reversed": {"reverse_increments": True}}

@@ -100,11 +100,11 @@ class RunArguments:
 
     output_dir: str = field(default="runs/mclfir", metadata={"help": "checkpoints, report and pictures go here"})
     method: str = field(default="fine_tuning", metadata={"help": ", ".join(METHODS)})
-    head_start: str | None = field(
-        default=None,
+    head_start: str = field(
+        default="random",
         metadata={
-            "help": "where heads begin: random, or ridge: the regression from pooled features to values; default: "
-            "ridge, of a stream random"
+            "help": "where heads begin: random, or ridge: the regression from pooled features to values, which pays "
+            "where epochs are few"
         },
     )
     epochs: float = field(default=10.0, metadata={"help": "rows seen an increment, as a multiple of its rows"})
@@ -178,7 +178,7 @@ class RunArguments:
             size = getattr(self, name)
             if size < 2 or size % 2:
                 raise ValueError(f"--{name} must be even, since rows come in doublets; got {size}.")
-        if self.head_start not in (None, *HEAD_STARTS):
+        if self.head_start not in HEAD_STARTS:
             raise ValueError(f"--head_start must be one of {HEAD_STARTS}; got {self.head_start!r}.")
         at_least = {"gradient_accumulation_steps": 1, "eval_batch_size": 1, "save_steps": 0, "seed": 0}
         for name, least in at_least.items():

@@ -211,8 +211,7 @@ class Run:
 
     def start_heads(self, increment_id: int, method, batches) -> Cost:
         """Begin new heads as `--head_start` says; gives the bill of it."""
-        at_random = self.args.head_start == "random" or self.data_args.streaming or not method.trains
-        if at_random or self.model.mclfir.trunk_trains:
+        if self.args.head_start == "random" or not method.trains or self.model.mclfir.trunk_trains:
             return Cost()
         started, seed = time.perf_counter(), np.random.SeedSequence((self.args.seed, increment_id, 1))
         _, flops = count_flops(
