@@ -16,12 +16,13 @@ from modeling_mclfir.training.arguments import parse_arguments
 from modeling_mclfir.training.attention_examples import attention_examples
 from modeling_mclfir.training.checkpoint import increment_folder, save_increment
 from modeling_mclfir.training.examples import retrieval_examples
-from modeling_mclfir.training.launch import processes_asked_for, start_all
+from modeling_mclfir.training.launch import processes_asked_for, start_accelerator, start_all
 from modeling_mclfir.training.loop import IncrementTrainer
 from modeling_mclfir.training.open_data import open_data
 from modeling_mclfir.training.plots import draw_plots
 from modeling_mclfir.training.report import write_report
-from modeling_mclfir.training.run import build_report, open_run, start_accelerator
+from modeling_mclfir.training.run import open_run
+from modeling_mclfir.training.run_report import build_report
 
 
 def main(arguments: list[str] | None = None) -> dict:

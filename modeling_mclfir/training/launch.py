@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`accelerate launch --cpu --num_processes N` made to mean it.
+"""accelerate, and `accelerate launch --cpu --num_processes N` made to mean it.
 
 Without MPI, accelerate 1.15 starts one process on a CPU, whatever number it was told, and says nothing. Here the
 others are started, by torch's own launcher.
@@ -9,7 +9,13 @@ import os
 import sys
 
 import psutil
+import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+
+from ..data.collators import local_slice
+from .memory import keep_freed_memory
 
 logger = get_logger(__name__)
 
@@ -40,3 +46,27 @@ def start_all(script: str, arguments: list[str], num_processes: int) -> None:
     os.environ.pop("MASTER_ADDR", None)
     torchrun(["--nproc_per_node", str(num_processes), "--master_port", port, script, *arguments])
     sys.exit(0)
+
+
+def start_accelerator(args) -> Accelerator:
+    """
+    accelerate, with the precision that `--mixed_precision` names and the trackers of `--report_to`.
+
+    Raises:
+        ValueError: the batch does not divide into doublets for each process.
+    """
+    keep_freed_memory()
+    precision = args.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    trackers = [] if args.report_to in ("", "none") else args.report_to.split(",")
+    # accelerate takes a process of torchrun on a machine without a GPU for a run of its own, unless it is told.
+    cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir
+    )
+    sizes = [args.batch_size] + [args.replay_batch_size] * (args.method == "replay")
+    for size in sizes:  # else an error, and now
+        local_slice(size, accelerator.process_index, accelerator.num_processes)
+    set_seed(args.seed)
+    return accelerator

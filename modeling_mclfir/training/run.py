@@ -3,10 +3,8 @@
 
 import json
 import os
-import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,9 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 
-import modeling_mclfir
-
 from ..data.augmentation import Augmentation
-from ..data.collators import local_slice
 from ..data.table import ImageTable
 from ..evaluation import mean_score, summarise
-from ..metrics import backward_transfer, forgetting, forward_transfer
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
 from .batches import IncrementBatches, StreamBatches
@@ -31,7 +25,6 @@ from .feature_cache import FeatureCache
 from .fused_spaces import describe_increment, shared_attributes, unknown_scores
 from .head_start import start_heads
 from .loop import Progress
-from .memory import keep_freed_memory
 from .prompts import PromptEncoder
 
 logger = get_logger(__name__)
@@ -44,30 +37,6 @@ _MODEL_SETTINGS = (
     "mask_type", "use_attribute_classification", "projection_dim", "prompt_pool_size", "prompt_length",
     "prompts_per_image",
 )  # fmt: skip
-
-
-def start_accelerator(args) -> Accelerator:
-    """
-    accelerate, with the precision that `--mixed_precision` names and the trackers of `--report_to`.
-
-    Raises:
-        ValueError: the batch does not divide into doublets for each process.
-    """
-    keep_freed_memory()
-    precision = args.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    trackers = [] if args.report_to in ("", "none") else args.report_to.split(",")
-    # accelerate takes a process of torchrun on a machine without a GPU for a run of its own, unless it is told.
-    cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=precision, log_with=trackers or None, project_dir=args.output_dir
-    )
-    sizes = [args.batch_size] + [args.replay_batch_size] * (args.method == "replay")
-    for size in sizes:  # else an error, and now
-        local_slice(size, accelerator.process_index, accelerator.num_processes)
-    set_seed(args.seed)
-    return accelerator
 
 
 class Run:
@@ -129,7 +98,10 @@ class Run:
 
     def check(self, state: dict) -> None:
         """Raises ValueError where a saved state is of a run with other settings, increments or data."""
-        before, now = state, json.loads(json.dumps(self.identity()))
+        now = json.loads(json.dumps(self.identity()))
+        # A setting that came with a later version was at its default before.
+        usual = [asdict(type(part)()) for part in (self.model_args, self.data_args, self.args)]
+        before = state | {"settings": usual[0] | usual[1] | usual[2] | state["settings"]}
         other = [
             f"{key}: {before[part].get(key)!r} before, {value!r} now"
             for part in ("settings", "learned_from")
@@ -170,8 +142,14 @@ class Run:
         views, filling = self.cached_views(table)
         replay = [
             IncrementBatches(
-                table, [self.data.increments[old]], views, increment_id=self.serving(old), only=rows,
-                plan_seed=(args.seed, increment_id, 1 + old), batch_size=args.replay_batch_size, **common,
+                table,
+                [self.data.increments[old]],
+                views,
+                increment_id=self.serving(old),
+                only=rows,
+                plan_seed=(args.seed, increment_id, 1 + old),
+                batch_size=args.replay_batch_size,
+                **common,
             )  # fmt: skip
             for old, rows in method.exemplars.items()
         ]
@@ -349,50 +327,3 @@ def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run
     flat = {key: value for key, value in run.settings.items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("tracking", config=flat)
     return run
-
-
-def build_report(run: Run) -> dict:
-    """Everything that report.json holds; see README."""
-    progress, config = run.progress, run.model.config
-    rows = progress.history[-1] if progress.history else []
-    learned = len(progress.history)
-    square = [row[:learned] for row in progress.scores]
-    trunk = sum(
-        parameter.numel() for name, parameter in run.model.mclfir.trunk.named_parameters() if ".lora_" not in name
-    )
-    added = run.model.num_added_parameters()
-    per_attribute = sum(added.values()) / max(1, len(config.attributes))
-    return {
-        "increments": [increment.name for increment in run.data.increments],
-        "scores": progress.scores,
-        "scores_unknown_increment": progress.scores_unknown or None,
-        "average": summarise(rows) if rows else None,
-        "forgetting": forgetting(square) if square else None,
-        "backward_transfer": backward_transfer(square) if square else None,
-        "forward_transfer": forward_transfer(square, progress.zero_shot[:learned]) if square else None,
-        "initial_trunk": progress.initial_trunk,
-        "cost": progress.cost.to_dict(),
-        "cost_per_increment": progress.cost_per_increment,
-        "attributes": rows,
-        "history": progress.history,
-        "loss": progress.loss,
-        "parameters": {
-            "trunk": trunk,
-            "added": added,
-            "added_per_attribute": per_attribute,
-            "share_of_trunk": per_attribute / trunk,
-        },
-        "data": run.data.describe(run.data_args.evaluate_on),
-        "arguments": run.settings,
-        "versions": _versions(),
-        "finished": learned == len(run.data.increments),
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "numpy", "pillow")
-    return {
-        "mclfir": modeling_mclfir.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }

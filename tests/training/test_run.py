@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is stopped and resumed ends bit-equal to one that never was."""
 
+import json
 import os
 import signal
 import subprocess
@@ -174,6 +175,12 @@ def test_resume_with_other_settings(run, tmp_path, stop, finished):
     other = write_increments(tmp_path / "other.json", [{"name": "cut", "attributes": ["category"]}])
     with pytest.raises(ValueError, match="increments: .* before, .* now"):
         run("--resume", save_steps=3, increments=other)
+    for path in (tmp_path / "run").glob("*/training_state.json"):  # as an earlier version saved it
+        state = json.loads(path.read_text())
+        del state["settings"]["head_start"]
+        path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="head_start: 'random' before, 'ridge' now"):
+        run("--resume", save_steps=3, head_start="ridge")
     assert run("--resume", save_steps=5)["finished"]  # how often states are saved changes nothing
 
 
@@ -187,7 +194,7 @@ def test_a_nan_ends_the_run_and_is_not_saved(run, tmp_path):
 def test_a_batch_that_processes_cannot_share(monkeypatch, tmp_path, size, replayed, processes):
     from types import SimpleNamespace
 
-    from modeling_mclfir.training import run as module
+    from modeling_mclfir.training import launch as module
     from modeling_mclfir.training.arguments import RunArguments
 
     fake = SimpleNamespace(num_processes=processes, process_index=0)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What report.json says of a run."""
+
+import platform
+from importlib.metadata import version
+
+import modeling_mclfir
+
+from ..evaluation import summarise
+from ..metrics import backward_transfer, forgetting, forward_transfer
+from .run import Run
+
+
+def build_report(run: Run) -> dict:
+    """Everything that report.json holds; see README."""
+    progress, config = run.progress, run.model.config
+    rows = progress.history[-1] if progress.history else []
+    learned = len(progress.history)
+    square = [row[:learned] for row in progress.scores]
+    trunk = sum(
+        parameter.numel() for name, parameter in run.model.mclfir.trunk.named_parameters() if ".lora_" not in name
+    )
+    added = run.model.num_added_parameters()
+    per_attribute = sum(added.values()) / max(1, len(config.attributes))
+    return {
+        "increments": [increment.name for increment in run.data.increments],
+        "scores": progress.scores,
+        "scores_unknown_increment": progress.scores_unknown or None,
+        "average": summarise(rows) if rows else None,
+        "forgetting": forgetting(square) if square else None,
+        "backward_transfer": backward_transfer(square) if square else None,
+        "forward_transfer": forward_transfer(square, progress.zero_shot[:learned]) if square else None,
+        "initial_trunk": progress.initial_trunk,
+        "cost": progress.cost.to_dict(),
+        "cost_per_increment": progress.cost_per_increment,
+        "attributes": rows,
+        "history": progress.history,
+        "loss": progress.loss,
+        "parameters": {
+            "trunk": trunk,
+            "added": added,
+            "added_per_attribute": per_attribute,
+            "share_of_trunk": per_attribute / trunk,
+        },
+        "data": run.data.describe(run.data_args.evaluate_on),
+        "arguments": run.settings,
+        "versions": _versions(),
+        "finished": learned == len(run.data.increments),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "numpy", "pillow")
+    return {
+        "mclfir": modeling_mclfir.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
