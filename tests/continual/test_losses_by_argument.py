@@ -205,7 +205,8 @@ def test_the_optimiser_gets_what_is_learned_and_draws_no_scale_to_zero(make_stud
     assert any(parameter is method.prototypes.prototypes for parameter in groups[0]["params"])
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
+# L2P needs a model with prompts; tests/training/test_run.py stops and resumes one.
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains and name != "l2p"])
 def test_what_is_learned_goes_on_exactly(make_student, name):
     model, method = begin(make_student, METHODS[name], **LEARNED)
     learn(model, method, 3)
