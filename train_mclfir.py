@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> dict:
         method.begin_increment(model, increment_id, run.num_values(increment_id, method))
         trainer.train(
             model, method, batches, increment_id, increment.name, progress, bill, data_args.num_workers,
-            finish=lambda index=increment_id: run.describe_spaces(index, method),
+            finish=lambda: run.describe_spaces(method),
         )  # fmt: skip
         model.set_trainable(None)
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> dict:
             embeds[seen.name] = tuple(run.embed(evaluator, side, seen_id, method) for side in sides)
             rows.append(evaluator.score(sides, embeds[seen.name], seen))
             row_of_scores.append(mean_score(rows[-1]))
-        run.score_unknown(evaluator, sides, embeds, row_of_scores)
+        run.score_unknown(evaluator, sides, embeds, row_of_scores, method)
         if increment_id + 1 < len(data.increments):
             row_of_scores.append(mean_score(run.pooled_rows(evaluator, sides, data.increments[increment_id + 1])))
         row_of_scores += [None] * (len(data.increments) - len(row_of_scores))

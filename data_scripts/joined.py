@@ -93,6 +93,8 @@ class Source:
 
     def _row(self, row: Mapping[str, Any], place: int, columns: Collection[str]) -> dict[str, Any]:
         image, labels = row["image"], row["attributes"]
+        if image is None:
+            raise ValueError(f"{self.folder}, row {place}: no image; prepare it again without --annotations-only")
         joined = {
             "image": {"bytes": image["bytes"], "path": self.inside(image["path"])},
             "attributes": {self.attribute(name): value for name, value in labels.items()},

@@ -83,7 +83,8 @@ class MclfirConfig(PreTrainedConfig):
         prompt_type (`str`): `"learned"`: the attribute's prompt is a parameter; `"text"`: a stored text embedding
             (not for `linear`, `csn` and `closed_form`, which have no prompts).
         prompt_dim (`int`, *optional*): size of a stored text embedding; needed where `prompt_type="text"`.
-        increments (`list[dict]`): what `add_increment` recorded, in order: `{"name", "attributes", "new_values"}`.
+        increments (`list[dict]`): what `add_increment` recorded, in order: `{"name", "attributes", "new_values"}`, and
+            `"router"` where `describe_increment` was called.
         trunk_channels (`list[int]`, *optional*): channels of each unit's output, filled in when the trunk is first
             seen, so that the heads can be rebuilt without running it.
 

@@ -51,8 +51,8 @@ class MclfirForImageRetrieval(FusedSpaces, MclfirPreTrainedModel):
     ```python
     model = MclfirForImageRetrieval.from_trunk("google/mobilenet_v2_1.0_224")
     model.add_increment("tops", ["neckline", "sleeve_length"])
-    embeds = model(pixel_values).embeds                     # (N, 2, 128): every attribute from one pass
-    embeds = model(pixel_values, attribute_ids=[0]).embeds  # (N, 1, 128): the necklines
+    embeds = model(pixel_values).embeds                     # (N, 2, 32): every attribute from one pass
+    embeds = model(pixel_values, attribute_ids=[0]).embeds  # (N, 1, 32): the necklines
     ```
     """
 

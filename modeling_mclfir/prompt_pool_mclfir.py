@@ -33,6 +33,9 @@ class PromptPool(nn.Module):
 
     def forward(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries (N, Q) → tokens of the chosen prompts (N, K·L, C), and their keys' cosines (N, K), highest first."""
-        cosines = functional.normalize(query, dim=-1) @ functional.normalize(self.keys, dim=-1).T
+        # In full precision: in half, an image might get other prompts in training than it has later.
+        with torch.autocast(query.device.type, enabled=False):
+            directions = functional.normalize(query.float(), dim=-1)
+            cosines = directions @ functional.normalize(self.keys.float(), dim=-1).T
         nearest, chosen = cosines.topk(self.per_image, dim=-1)
         return self.prompts[chosen].flatten(1, 2), nearest

@@ -56,7 +56,7 @@ def study_runs(
     own = {method: dict(STUDIED[method]) for method in methods}
     for chosen in own.values():
         if "share" in chosen:
-            chosen["epochs"] = chosen.pop("share") * _epochs(common)
+            chosen |= _share_of_epochs(chosen.pop("share"), common)
     return [
         StudyRun(f"{order}/{method}/seed{seed}", common | ORDERS[order] | own[method] | {"seed": seed})
         for seed in seeds
@@ -65,10 +65,12 @@ def study_runs(
     ]
 
 
-def _epochs(settings: Mapping[str, Any]) -> float:
-    """Epochs of an increment: as told, else by the recipe, else as everywhere."""
+def _share_of_epochs(share: float, settings: Mapping[str, Any]) -> dict[str, float]:
+    """So much of the epochs as told, else of the recipe's, else of the usual ones; of the first increment's too."""
     recipe = read_recipe(settings["recipe"]) if settings.get("recipe") else {}
-    return float(settings.get("epochs") or recipe.get("epochs") or RunArguments.epochs)
+    told = {name: settings.get(name) or recipe.get(name) for name in ("epochs", "first_epochs")}
+    told["epochs"] = told["epochs"] or RunArguments.epochs
+    return {name: share * float(epochs) for name, epochs in told.items() if epochs}
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,14 @@ def figures(reports: Mapping[tuple[str, str, int], dict]) -> list[MethodFigures]
     groups: dict[tuple[str, str], dict[int, dict]] = {}
     for (order, method, seed), report in reports.items():
         groups.setdefault((order, method), {})[seed] = report
-    return [_figures(*name, runs, groups.get((name[0], "static"), {})) for name, runs in groups.items()]
+    # Compared by one figure: where one run lacks the scores of increments that are not told, nobody's count.
+    unknown = all(report.get("scores_unknown_increment") for report in reports.values())
+    return [_figures(*name, runs, groups.get((name[0], "static"), {}), unknown) for name, runs in groups.items()]
 
 
-def _figures(order: str, method: str, runs: dict[int, dict], static: dict[int, dict]) -> MethodFigures:
+def _figures(
+    order: str, method: str, runs: dict[int, dict], static: dict[int, dict], not_told: bool
+) -> MethodFigures:
     every = list(runs.values())
     count = len(every[0]["scores"])
     learned = [
@@ -148,7 +154,7 @@ def _figures(order: str, method: str, runs: dict[int, dict], static: dict[int, d
         )
         of_static = {name: np.mean([report["cost"][name] for report in static.values()]) for name in COSTS}
         ratio = {name: float(cost[name] / of_static[name]) if of_static[name] else 0.0 for name in COSTS}
-    unknown = [report["scores_unknown_increment"] for report in every if report.get("scores_unknown_increment")]
+    unknown = [report["scores_unknown_increment"] for report in every] if not_told else []
     last = [report["cost_per_increment"][-1] for report in every]
     return MethodFigures(
         order=order,

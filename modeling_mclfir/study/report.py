@@ -17,10 +17,12 @@ attributes. *average* = mean_j a[T][j]; *forgetting* = mean_{j<T} (max_{j≤i<T}
 (a[T][j] − a[j][j]); *FWT* = mean_{j>0} (a[j−1][j] by the trunk's pooled features − the same before any training);
 *intransigence* = mean_j (static[j] − a[j][j]). ± is the standard deviation over seeds. Costs are of a whole sequence;
 the shares are of static retraining's, which learns everything seen so far at every increment, with the same epochs,
-batches that serve all attributes at once, and the same cached features."""
+batches that serve all attributes at once, and the same cached features. A *quarter* has a quarter of those epochs,
+heads that begin at the ridge regression, and a rate of its own."""
 _UNKNOWN = """\
 *not told*: the same where a query's attribute is told, but not the increment that its value came with. Methods with
-one space for an attribute have one answer to both; others weigh their spaces by the image (`fused_queries`)."""
+one space for an attribute have one answer to both; others weigh their spaces by the image (`fused_queries`). The
+gallery holds the values of all increments."""
 _COLUMNS = (
     "method", "average", "forgetting", "BWT", "FWT", "intransigence", "samples", "FLOPs", "seconds", "memory",
     "stored, kB", "exemplars", "seeds",
@@ -42,7 +44,7 @@ def write_study(figures: Sequence[MethodFigures], increments: Sequence[str], fol
     orders = list(dict.fromkeys(row.order for row in figures))
     lines = [f"# {title}", "", _ABOUT, ""]
     for order in orders:
-        rows = sorted((row for row in figures if row.order == order), key=lambda row: -(row.headline[0]))
+        rows = sorted((row for row in figures if row.order == order), key=lambda row: -row.headline[0])
         names = list(increments) if order == "canonical" else list(reversed(increments))
         plot_after_each(rows, names, folder / f"after_each_{order}.png")
         told = [_UNKNOWN, ""] if any(row.unknown_average for row in rows) else []

@@ -2,6 +2,7 @@
 """New values of an attribute in spaces of their own: what tells the spaces apart, and scores where none is named."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +12,8 @@ from ..modeling_mclfir import MclfirForImageRetrieval
 from ..routing_mclfir import fuse_gallery, score_spread, value_prototypes
 from .batches import IncrementBatches
 
-_MOST_ROWS = 10_000  # of an increment: means of values need no more
+# Of an increment, at even distances: enough for means of values; one that none of these rows shows has no prototype.
+_MOST_ROWS = 10_000
 
 
 @torch.no_grad()
@@ -21,13 +23,26 @@ def describe_increment(model: MclfirForImageRetrieval, increment_id: int, batche
     pooled, embeds, labels = [], [], []
     for batch in batches.chunks(most=_MOST_ROWS):
         inputs = {name: value for name, value in batch["inputs"].items() if name != "increment_id"}
-        pooled.append(model.mclfir(**inputs).pooled.float().cpu())
-        embeds.append(model(**inputs, increment_id=increment_id).embeds.cpu())
+        output = model(**inputs, increment_id=increment_id)
+        pooled.append(model.mclfir(shared_features=output.shared_features).pooled.float().cpu())
+        embeds.append(output.embeds.cpu())
         labels.append(batch["labels"].cpu())
     pooled, embeds, labels = torch.cat(pooled), torch.cat(embeds), torch.cat(labels)
     prototypes = [value_prototypes(pooled, codes) for codes in labels.T]
     spreads = [score_spread(embeds[codes >= 0, place])[1] for place, codes in enumerate(labels.T)]
+    if model.config.adapter_policy == "stacked":  # every later adapter moves the space, and its spread with it
+        spreads = [1.0] * len(spreads)
     model.describe_increment(increment_id, torch.cat(prototypes), spreads)
+
+
+def not_described(model: MclfirForImageRetrieval) -> list[int]:
+    """Increments with a space of an attribute that others have a space of too, and that nothing tells apart yet."""
+    names = model.config.attributes
+    return [
+        increment_id
+        for increment_id, increment in enumerate(model.config.increments)
+        if "router" not in increment and any(names.count(attribute) > 1 for attribute in increment["attributes"])
+    ]
 
 
 def unknown_scores(
@@ -39,30 +54,38 @@ def unknown_scores(
     known: Sequence[float],
 ) -> list[float]:
     """
-    Scores of the increments where a query's attribute is told, but not the increment that its value came with.
+    Scores of the increments where a query's attribute is told, but not the increment that its value came with: it is
+    searched in all spaces of the attribute, among the gallery of all values.
 
     Args:
-        embeds: increment's name → embeddings of both sides in its space.
-        learned: increments so far; where several have a space of the same attribute, all of them are searched.
-        known: their scores where the increment is told: those of the others.
+        embeds: increment's name → embeddings of both sides for its attributes, (N, A, D).
+        learned: increments so far.
+        known: their scores where the increment is told: those of increments whose attributes have one space each.
     """
-    config, found, pooled = model.config, [], None
+    found, names, pooled = [], model.config.attributes, None
     for increment, score in zip(learned, known, strict=True):
-        alike = [other.name for other in learned if other.name in shared_attributes(model, increment)]
-        if len(alike) < 2:
+        if all(names.count(attribute) < 2 for attribute in increment.attributes):
             found.append(score)
             continue
         if pooled is None:
             pooled = evaluator.embed(model, sides[0], None, pooled=True)[:, 0]
-        spaces = [config.attribute_range(config.increment_names.index(name)).start for name in alike]
-        queries, gallery = ([embeds[name][side][:, 0] for name in alike] for side in (0, 1))
-        fused = [model.fuse_queries(spaces, queries, pooled)[:, None], fuse_gallery(gallery)[:, None]]
-        found.append(mean_score(evaluator.score(sides, fused, increment)))
+        rows = []
+        for place, attribute in enumerate(increment.attributes):
+            alone = replace(increment, attributes=(attribute,))
+            spaces = [space for space, name in enumerate(names) if name == attribute]
+            if len(spaces) < 2:
+                parts = [side[:, place : place + 1] for side in embeds[increment.name]]
+                rows += evaluator.score(sides, parts, alone)
+                continue
+            queries, gallery = ([_of_space(model, embeds, space, side) for space in spaces] for side in (0, 1))
+            fused = [model.fuse_queries(spaces, queries, pooled)[:, None], fuse_gallery(gallery)[:, None]]
+            # Searched among all values, also where the attribute's first values came as an attribute's.
+            rows += evaluator.score(sides, fused, replace(alone, new_values=True))
+        found.append(mean_score(rows))
     return found
 
 
-def shared_attributes(model: MclfirForImageRetrieval, increment: Increment) -> list[str]:
-    """Increments of the model that have a space of the attribute that this one has; none where it has several."""
-    if len(increment.attributes) > 1:
-        return []
-    return [entry["name"] for entry in model.config.increments if entry["attributes"] == list(increment.attributes)]
+def _of_space(model: MclfirForImageRetrieval, embeds: Mapping, space: int, side: int) -> torch.Tensor:
+    owner = model.config.increment_of(space)
+    place = space - model.config.attribute_range(owner).start
+    return embeds[model.config.increment_names[owner]][side][:, place]

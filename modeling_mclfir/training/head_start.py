@@ -29,14 +29,15 @@ def start_heads(
 
     Of labelled rows (10,000 at most, one pass without augmentation) the features are taken in their 256 main
     directions; each attribute is solved over its own labelled rows, with the ridge that has the smallest
-    leave-one-out error. Heads without a `pooled_projection` stay as they are.
+    leave-one-out error. Heads without a `pooled_projection` stay as they are, and so do those of attributes that no
+    such row has a label of (they are learned from triplets, or very rare).
 
     Args:
         increment_ids: of the model, whose heads are new.
         batches: what they learn from; attributes as in those increments, in their order.
         seed: of what is drawn.
     """
-    runs: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}  # increments that share an adapter share its run
+    runs: dict[str | None, tuple | None] = {}  # increments that share an adapter share its run
     first = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,6 +47,8 @@ def start_heads(
                 adapter = model.config.adapter_name(increment_id)
                 if adapter not in runs:
                     runs[adapter] = _collect(model, increment_id, batches)
+                if runs[adapter] is None:  # all is learned from triplets
+                    return
                 pooled, labels = runs[adapter]
                 _start(heads.pooled_projection, heads.pooled_norm(pooled), labels[:, first : first + count])
                 if world_size() > 1:  # on GPUs features may differ in their last bits: all take the first one's
@@ -54,17 +57,17 @@ def start_heads(
             first += count
 
 
-def _collect(model: MclfirForImageRetrieval, increment_id: int, batches: IncrementBatches) -> tuple:
-    """Pooled features (n, C) and labels (n, A) on the CPU."""
+def _collect(model: MclfirForImageRetrieval, increment_id: int, batches: IncrementBatches) -> tuple | None:
+    """Pooled features (n, C) and labels (n, A) on the CPU; None without a labelled row."""
     training = model.training
     model.eval()
     pooled, labels = [], []
-    for batch in batches.chunks(most=_MOST_ROWS):
+    for batch in batches.chunks(most=_MOST_ROWS) if (batches.labels >= 0).any() else ():
         inputs = batch["inputs"] | {"increment_id": increment_id}
         pooled.append(model.mclfir(**inputs).pooled.float().cpu())
         labels.append(batch["labels"].cpu())
     model.train(training)
-    return torch.cat(pooled), torch.cat(labels)
+    return (torch.cat(pooled), torch.cat(labels)) if pooled else None
 
 
 def _start(layer: nn.Linear, features: torch.Tensor, labels: torch.Tensor) -> None:

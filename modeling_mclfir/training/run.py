@@ -22,7 +22,7 @@ from .batches import IncrementBatches, StreamBatches
 from .checkpoint import STATE_FILE, increment_folder, load_increment, read_state, recover
 from .cost import Cost, count_flops
 from .feature_cache import FeatureCache
-from .fused_spaces import describe_increment, shared_attributes, unknown_scores
+from .fused_spaces import describe_increment, not_described, unknown_scores
 from .head_start import start_heads
 from .loop import Progress
 from .prompts import PromptEncoder
@@ -142,14 +142,8 @@ class Run:
         views, filling = self.cached_views(table)
         replay = [
             IncrementBatches(
-                table,
-                [self.data.increments[old]],
-                views,
-                increment_id=self.serving(old),
-                only=rows,
-                plan_seed=(args.seed, increment_id, 1 + old),
-                batch_size=args.replay_batch_size,
-                **common,
+                table, [self.data.increments[old]], views, increment_id=self.serving(old), only=rows,
+                plan_seed=(args.seed, increment_id, 1 + old), batch_size=args.replay_batch_size, **common,
             )  # fmt: skip
             for old, rows in method.exemplars.items()
         ]
@@ -189,7 +183,12 @@ class Run:
 
     def start_heads(self, increment_id: int, method, batches) -> Cost:
         """Begin new heads as `--head_start` says; gives the bill of it."""
-        if self.args.head_start == "random" or not method.trains or self.model.mclfir.trunk_trains:
+        if self.args.head_start == "random" or not method.trains:
+            return Cost()
+        fitting = [place for place in self.new_heads if self.model.heads[place].pooled_projection is not None]
+        if self.model.mclfir.trunk_trains or len(fitting) < len(self.new_heads):
+            cause = "the trunk learns, too" if fitting else f"head_type {self.model.config.head_type!r} has none"
+            logger.warning(f"--head_start ridge is for projections of a frozen trunk's features; {cause}: random.")
             return Cost()
         started, seed = time.perf_counter(), np.random.SeedSequence((self.args.seed, increment_id, 1))
         _, flops = count_flops(
@@ -197,30 +196,37 @@ class Run:
         )
         return Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - started)
 
-    def describe_spaces(self, increment_id: int, method) -> None:
+    def describe_spaces(self, method) -> None:
         """Where an attribute has several spaces, tell them apart: the new one, and the first when it gets company."""
-        if self.data_args.streaming or not self.data.increments[increment_id].attributes:
+        if self.data_args.streaming or method.by_pooled_features:
             return
-        alike = shared_attributes(self.model, self.data.increments[increment_id])
-        for index, increment in enumerate(self.data.increments[: increment_id + 1]):
-            if increment.name in alike and len(alike) > 1:
-                place = self.model.config.increment_names.index(increment.name)
-                if "router" not in self.model.config.increments[place]:
-                    describe_increment(self.model, place, self.batches(index, method)[0])
+        names = [increment.name for increment in self.data.increments]
+        for increment_id in not_described(self.model):
+            learned = names.index(self.model.config.increment_names[increment_id])
+            describe_increment(self.model, increment_id, self.batches(learned, method)[0])
 
-    def score_unknown(self, evaluator, sides, embeds, known: list[float]) -> None:
+    def score_unknown(self, evaluator, sides, embeds, known: list[float], method) -> None:
         """Scores where nobody says with which increment a value came, beside those `known` where somebody does."""
         learned = self.data.increments[: len(known)]
-        if any(increment.new_values for increment in self.data.increments) and not self.data_args.streaming:
-            # Of a model with one space for an attribute both are the same.
+        if not any(increment.new_values for increment in self.data.increments) or self.data_args.streaming:
+            return
+        scores = list(known)  # of features that serve every increment alike both are the same
+        if not method.by_pooled_features:
             scores = unknown_scores(self.model, evaluator, sides, embeds, learned, known)
-            self.progress.scores_unknown.append(scores + [None] * (len(self.data.increments) - len(scores)))
+        self.progress.scores_unknown.append(scores + [None] * (len(self.data.increments) - len(scores)))
 
     def _open_space(self, increment) -> None:
         """New heads (and adapter); where a space is shared and only its values are new, it learns on as it is."""
         config = self.model.config
         known = increment.new_values and increment.attributes[0] in config.attributes
         if known and config.adapter_policy not in ("per_increment", "stacked"):
+            owner = config.increments[config.increment_of(config.attributes.index(increment.attributes[0]))]
+            if len(owner["attributes"]) > 1:
+                raise ValueError(
+                    f"With adapter_policy {config.adapter_policy!r} the space of {increment.attributes[0]!r} learns "
+                    f"the new values of increment {increment.name!r} too, but it shares its heads with others of "
+                    f"{owner['name']!r}. Give that attribute an increment of its own, or take 'per_increment'."
+                )
             return
         prompts = self.prompts.encode(list(increment.attributes)) if self.prompts is not None else None
         self.model.add_increment(increment.name, list(increment.attributes), prompts, new_values=increment.new_values)

@@ -25,7 +25,8 @@ def build_report(run: Run) -> dict:
     return {
         "increments": [increment.name for increment in run.data.increments],
         "scores": progress.scores,
-        "scores_unknown_increment": progress.scores_unknown or None,
+        # A run that began with an earlier version lacks the first rows.
+        "scores_unknown_increment": progress.scores_unknown if 0 < learned == len(progress.scores_unknown) else None,
         "average": summarise(rows) if rows else None,
         "forgetting": forgetting(square) if square else None,
         "backward_transfer": backward_transfer(square) if square else None,

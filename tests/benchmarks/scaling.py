@@ -3,9 +3,9 @@
 
     python tests/benchmarks/scaling.py [--trunk ID_OR_FOLDER] [--attributes 5] [--measured 1 5 10 20]
 
-Bytes are counted on the model; times are ratios to one bare pass of the trunk, measured in turn with it. The formulas
-are fitted to nothing: they are what the design says (a common part once, a tail and heads for each increment), with
-the tail's share taken from the first row.
+Bytes are counted on the model; times are ratios to one bare pass of the trunk, measured in turn with it. The formula
+is what the design says: a common part once, a tail and heads for each increment. What a tail costs is the median over
+the measured rows.
 """
 
 import argparse
@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--measured", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--computed", type=int, nargs="+", default=[100, 1000])
     args = parser.parse_args()
+    args.measured = sorted(set(args.measured))
+    if len(args.measured) < 2:
+        parser.error(f"--measured needs two numbers of increments to tell what one costs; got {args.measured}")
     torch.manual_seed(0)
     model = MclfirForImageRetrieval.from_trunk(args.trunk).eval()
     trunk = bytes_of(model.mclfir.trunk.parameters())
@@ -60,11 +63,11 @@ def main() -> None:
     for increments, every, newest in rows:
         print(line(increments, trunk, added, vector, f"{every:.2f}", f"{newest:.2f}"))
     # What all increments share is the rest of a pass: embed all = shared + increments × tail.
-    slope = statistics.median((every - one[1]) / (increments - 1) for increments, every, _ in rows if increments > 1)
+    slope = statistics.median((every - one[1]) / (increments - one[0]) for increments, every, _ in rows[1:])
     for increments in args.computed:
-        every = one[1] + slope * (increments - 1)
+        every = one[1] + slope * (increments - one[0])
         print(line(increments, trunk, added, vector, f"{every:.1f} (formula)", f"{one[2]:.2f} (formula)"))
-    print(f"\nembed all of n increments = {one[1]:.2f} + {slope:.2f} · (n − 1) bare passes; of a new one alone "
+    print(f"\nembed all of n increments = {one[1]:.2f} + {slope:.2f} · (n − {one[0]}) bare passes; of a new one alone "
           f"{one[2]:.2f}, from kept shared features {slope:.2f}.")  # fmt: skip
 
 

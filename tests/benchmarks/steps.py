@@ -2,7 +2,7 @@
 """Ratios of training steps and of embedding passes, run in turn; the median of several rounds.
 
 python tests/benchmarks/steps.py            what caching, the layout and a second attribute cost
-python tests/benchmarks/steps.py --heads    a step and a pass of each kind of heads against the linear ones
+python tests/benchmarks/steps.py --heads    forward and backward, and a pass, of each kind of heads
 """
 
 import argparse
@@ -69,7 +69,7 @@ def compare_heads(args, device) -> None:
     median = medians(works, args.rounds, device)
     for name in kinds:
         ratios = [median[f"{name}: {what}"] / median[f"linear: {what}"] for what in ("step", "pass")]
-        print(f"{name:20s} training step {ratios[0]:.2f}, embedding pass {ratios[1]:.2f} of the linear heads'")
+        print(f"{name:20s} forward and backward {ratios[0]:.2f}, embedding pass {ratios[1]:.2f} of the linear heads'")
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def batches(features, labels):
             part = slice(start, start + 16)
             yield {"inputs": {"shared_features": features[part], "increment_id": 99}, "labels": labels[part]}
 
-    return SimpleNamespace(chunks=chunks)
+    return SimpleNamespace(chunks=chunks, labels=labels)
 
 
 @pytest.fixture
@@ -144,6 +144,14 @@ def test_an_attribute_without_labels_stays_as_it_was_drawn_and_nothing_else_is_d
     assert torch.equal(after[8:], before[8:]) and not torch.equal(after[:8], before[:8])
 
 
+def test_what_is_learned_from_triplets_alone_stays_as_it_was_drawn(drawn):
+    features, labels = drawn
+    heads = Heads(12, 2, 8)
+    before = heads.pooled_projection.weight.detach().clone()
+    start_heads(Model(heads), [0], batches(features, torch.full_like(labels, -1)), seed=5)
+    assert torch.equal(heads.pooled_projection.weight, before)
+
+
 def test_each_increments_heads_learn_from_their_own_attributes(drawn):
     features, labels = drawn
     alone = Heads(12, 2, 8)
@@ -211,9 +219,10 @@ def test_a_trunk_that_learns_leaves_nothing_to_regress_from(tiny_data, tmp_path)
     assert both[0]["loss"][-1] != both[1]["loss"][-1]
 
 
-def test_heads_without_such_a_layer_start_as_ever(tiny_data, tmp_path):
+def test_heads_without_such_a_layer_start_as_ever(tiny_data, tmp_path, caplog):
     both = [train(tiny_data, tmp_path / start, head_type="csn", head_start=start) for start in ("random", "ridge")]
     assert both[0]["scores"] == both[1]["scores"]
+    assert "head_type 'csn' has none: random" in caplog.text
 
 
 @pytest.mark.parametrize(
