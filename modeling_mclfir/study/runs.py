@@ -4,6 +4,7 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,9 +100,12 @@ def finished_report(folder: Path) -> dict | None:
 
 def _train(words: list[str], log: Path, threads: int) -> None:
     import torch
+    from tqdm import tqdm
 
     import train_mclfir
 
+    # Another thread may have held the lock of the bars when this process was forked: here it would never be free.
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(threads)
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)

@@ -2,11 +2,15 @@
 """`mclfir study` over real runs, as tiny as they come."""
 
 import json
+import multiprocessing
+import threading
 
 import pytest
 from tiny_runs import arguments, write_increments
+from tqdm import tqdm
 
 from modeling_mclfir.cli import main as cli
+from modeling_mclfir.study.runs import StudyRun, StudyRuns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TWO = [{"name": "cut", "attributes": ["category", "sleeve_length"]}, {"name": "surface", "attributes": ["colour"]}]
@@ -52,6 +56,21 @@ def test_a_study_out_of_time_begins_nothing_and_says_so(study, capsys):
 def test_a_run_that_fails_is_told_with_its_log(study):
     with pytest.raises(SystemExit, match=r"error: the run reversed/static/seed0 failed \(.*temperature.*log.txt"):
         study("--methods", "static", "--orders", "reversed", "--temperature", "-1")
+
+
+def test_a_run_begun_while_the_studys_bar_is_drawn_is_not_held_up(tiny_data, tmp_path):
+    """The process is forked off with the bars' lock as it is then: held by a thread that it does not have."""
+    recipe = arguments(tiny_data, tmp_path / "unused", method="zero_shot", adapter_policy="frozen")[1]
+    reports = []
+    run = StudyRun("one", {"recipe": recipe})
+    thread = threading.Thread(target=lambda: reports.extend(StudyRuns(tmp_path).reports([run])), daemon=True)
+    with tqdm.get_lock():
+        thread.start()
+        thread.join(120)
+        held_up = thread.is_alive()
+        for child in multiprocessing.active_children():
+            child.kill()
+    assert not held_up and reports[0][1]["finished"]
 
 
 def test_what_is_no_flag_is_refused(study):
