@@ -19,13 +19,15 @@ def plot_after_each(rows: Sequence[MethodFigures], increments: Sequence[str], pa
     figure = Figure(figsize=(8.6, 5.0), layout="constrained")
     axes = _axes(figure)
     places = range(len(rows[0].scores))
-    ends = _apart([100 * row.after_each[-1] for row in rows])
+    every = [100 * value for row in rows for value in row.after_each]
+    ends = _apart([100 * row.after_each[-1] for row in rows], (max(every) - min(every)) / 22)
     for row, end, style in zip(rows, ends, _styles(rows), strict=True):
         values = [100 * value for value in row.after_each]
         axes.plot(places, values, markersize=6, linewidth=1.8, **style)
         label = f"{row.method} {values[-1]:.2f}"
+        arrow = {"arrowstyle": "-", "color": style["color"], "lw": 0.5, "relpos": (0, 0.5)}
         axes.annotate(label, (places[-1], values[-1]), (places[-1] + 0.12, end), fontsize=9, color=style["color"],
-                      va="center", arrowprops={"arrowstyle": "-", "color": style["color"], "lw": 0.5})  # fmt: skip
+                      va="center", arrowprops=arrow)  # fmt: skip
     axes.set_xticks(places, [literal(name) for name in increments[: len(places)]])
     axes.set_xlim(-0.2, places[-1] + 0.35 * len(places))
     axes.set(xlabel="after learning", ylabel="MAP over what was learned so far, %")
@@ -74,12 +76,23 @@ def _dashed(rows: Sequence[MethodFigures]) -> str:
     return f"dashed: the bounds, {' and '.join(bounds)}" if bounds else ""
 
 
-def _apart(values: Sequence[float]) -> list[float]:
-    """The values moved so that labels there do not overlap; order kept, by a 24th of their range at least."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    least = max(max(values) - min(values), 1.0) / 24 * max(1, len(values) / 8)
-    placed: list[float] = [0.0] * len(values)
-    before = float("-inf")
-    for index in order:
-        before = placed[index] = max(values[index], before + least)
+def _apart(values: Sequence[float], least: float) -> list[float]:
+    """The values moved so that labels there do not overlap: order kept, `least` apart, each group about its middle."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        groups.append([index])
+        while len(groups) > 1 and _ends(groups[-2], values, least)[1] + least > _ends(groups[-1], values, least)[0]:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    placed = [0.0] * len(values)
+    for group in groups:
+        start = _ends(group, values, least)[0]
+        for place, index in enumerate(group):
+            placed[index] = start + place * least
     return placed
+
+
+def _ends(group: Sequence[int], values: Sequence[float], least: float) -> tuple[float, float]:
+    """Lowest and highest place of a group of labels that lie `least` apart about the middle of their values."""
+    middle = sum(values[index] for index in group) / len(group)
+    reach = (len(group) - 1) * least / 2
+    return middle - reach, middle + reach

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from modeling_mclfir.study.continual import STUDIED, figures, study_runs
+from modeling_mclfir.study.plots import _apart
 from modeling_mclfir.study.report import write_study
 
 
@@ -94,6 +95,13 @@ def test_the_report_has_tables_and_pictures(tmp_path):
     for picture in ("after_each_canonical", "cost_canonical", "after_each_reversed", "cost_reversed"):
         assert f"({picture}.png)" in page
         assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_lie_apart_about_the_middle_of_those_that_would_overlap():
+    assert _apart([1.0, 1.1, 5.0, 1.05], 0.5) == pytest.approx([0.55, 1.55, 5.0, 1.05])
+    assert _apart([3.0, 2.0], 0.5) == [3.0, 2.0] and _apart([], 0.5) == []
+    # Two groups that grow into each other become one.
+    assert _apart([0.0, 0.1, 0.9, 1.0], 0.6) == pytest.approx([-0.4, 0.2, 0.8, 1.4])
 
 
 def test_runs_of_a_study():
