@@ -4,14 +4,15 @@
     python tests/benchmarks/scaling.py [--trunk ID_OR_FOLDER] [--attributes 5] [--measured 1 5 10 20]
 
 Bytes are counted on the model; times are ratios to one bare pass of the trunk, measured in turn with it. The formula
-is what the design says: a common part once, a tail and heads for each increment. What a tail costs is the median over
-the measured rows.
+is what the design says: a common part once, a tail and heads for each increment. What both cost
+is a straight line through the measured rows.
 """
 
 import argparse
 import statistics
 import time
 
+import numpy as np
 import torch
 
 from modeling_mclfir import MclfirForImageRetrieval
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--attributes", type=int, default=5, help="of an increment")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--measured", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--computed", type=int, nargs="+", default=[100, 1000])
     args = parser.parse_args()
@@ -59,16 +60,16 @@ def main() -> None:
     )
     print("| increments | weights, MB | vectors an image, kB | embed all / bare pass | embed the newest / bare pass |")
     print("| ---: | ---: | ---: | ---: | ---: |")
-    one = rows[0]
     for increments, every, newest in rows:
         print(line(increments, trunk, added, vector, f"{every:.2f}", f"{newest:.2f}"))
-    # What all increments share is the rest of a pass: embed all = shared + increments × tail.
-    slope = statistics.median((every - one[1]) / (increments - one[0]) for increments, every, _ in rows[1:])
+    # What all increments share is the rest of a pass: embed all = common + increments × tail.
+    tail, common = np.polyfit([row[0] for row in rows], [row[1] for row in rows], 1)
+    newest = statistics.median(row[2] for row in rows)
     for increments in args.computed:
-        every = one[1] + slope * (increments - one[0])
-        print(line(increments, trunk, added, vector, f"{every:.1f} (formula)", f"{one[2]:.2f} (formula)"))
-    print(f"\nembed all of n increments = {one[1]:.2f} + {slope:.2f} · (n − {one[0]}) bare passes; of a new one alone "
-          f"{one[2]:.2f}, from kept shared features {slope:.2f}.")  # fmt: skip
+        every = common + tail * increments
+        print(line(increments, trunk, added, vector, f"{every:.0f} (formula)", f"{newest:.2f} (formula)"))
+    print(f"\nembed all of n increments = {common:.2f} + {tail:.2f} · n bare passes; of a new one alone {newest:.2f}, "
+          f"from kept shared features {tail:.2f}.")  # fmt: skip
 
 
 def line(increments: int, trunk: int, added: int, vector: int, every: str, newest: str) -> str:
