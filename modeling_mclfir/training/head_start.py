@@ -29,11 +29,11 @@ def start_heads(
 
     Of labelled rows (10,000 at most, one pass without augmentation) the features are taken in their 256 main
     directions; each attribute is solved over its own labelled rows, with the ridge that has the smallest
-    leave-one-out error. Heads without a `pooled_projection` stay as they are, and so do those of attributes that no
-    such row has a label of (they are learned from triplets, or very rare).
+    leave-one-out error. Heads of attributes that no such row has a label of stay as they are (they are learned from
+    triplets, or very rare).
 
     Args:
-        increment_ids: of the model, whose heads are new.
+        increment_ids: of the model, whose heads are new and have a `pooled_projection`.
         batches: what they learn from; attributes as in those increments, in their order.
         seed: of what is drawn.
     """
@@ -43,17 +43,16 @@ def start_heads(
         torch.manual_seed(seed)
         for increment_id in increment_ids:
             heads, count = model.heads[increment_id], len(model.config.attribute_range(increment_id))
-            if heads.pooled_projection is not None:
-                adapter = model.config.adapter_name(increment_id)
-                if adapter not in runs:
-                    runs[adapter] = _collect(model, increment_id, batches)
-                if runs[adapter] is None:  # all is learned from triplets
-                    return
-                pooled, labels = runs[adapter]
-                _start(heads.pooled_projection, heads.pooled_norm(pooled), labels[:, first : first + count])
-                if world_size() > 1:  # on GPUs features may differ in their last bits: all take the first one's
-                    for parameter in heads.pooled_projection.parameters():
-                        distributed.broadcast(parameter.data, src=0)
+            adapter = model.config.adapter_name(increment_id)
+            if adapter not in runs:
+                runs[adapter] = _collect(model, increment_id, batches)
+            if runs[adapter] is None:  # all is learned from triplets
+                return
+            pooled, labels = runs[adapter]
+            _start(heads.pooled_projection, heads.pooled_norm(pooled), labels[:, first : first + count])
+            if world_size() > 1:  # on GPUs features may differ in their last bits: all take the first one's
+                for parameter in heads.pooled_projection.parameters():
+                    distributed.broadcast(parameter.data, src=0)
             first += count
 
 

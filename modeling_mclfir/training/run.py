@@ -185,9 +185,9 @@ class Run:
         """Begin new heads as `--head_start` says; gives the bill of it."""
         if self.args.head_start == "random" or not method.trains:
             return Cost()
-        fitting = [place for place in self.new_heads if self.model.heads[place].pooled_projection is not None]
-        if self.model.mclfir.trunk_trains or len(fitting) < len(self.new_heads):
-            cause = "the trunk learns, too" if fitting else f"head_type {self.model.config.head_type!r} has none"
+        lacking = any(self.model.heads[place].pooled_projection is None for place in self.new_heads)
+        if self.model.mclfir.trunk_trains or lacking:
+            cause = f"head_type {self.model.config.head_type!r} has none" if lacking else "the trunk learns, too"
             logger.warning(f"--head_start ridge is for projections of a frozen trunk's features; {cause}: random.")
             return Cost()
         started, seed = time.perf_counter(), np.random.SeedSequence((self.args.seed, increment_id, 1))
