@@ -4,7 +4,6 @@
 import json
 import multiprocessing
 import os
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ class StudyRuns:
 
     Args:
         folder: of the study.
-        workers: runs at a time, each in a process of its own that is forked off this one.
+        workers: runs at a time, each in a process of its own.
         threads: of each run.
         minutes: begin no run after that time; None: no end.
     """
@@ -49,6 +48,10 @@ class StudyRuns:
         if workers < 1 or threads < 1:
             raise ValueError(f"workers and threads must be at least 1; got {workers} and {threads}.")
         self.folder, self.workers, self.threads = Path(folder), workers, threads
+        # Forked off a server that has done no more than the imports: no run pays for those again, and none inherits a
+        # lock that a thread of this process happens to hold.
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(["train_mclfir"])
         self.end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
 
     def reports(self, runs: Sequence[StudyRun]) -> Iterator[tuple[StudyRun, dict | None]]:
@@ -58,8 +61,6 @@ class StudyRuns:
         Raises:
             ChildProcessError: a run failed; its log is named.
         """
-        import train_mclfir  # noqa: F401  here, so that no run pays for the imports again
-
         pool = ThreadPoolExecutor(self.workers)
         try:
             yield from zip(runs, pool.map(self._one, runs), strict=True)
@@ -79,7 +80,7 @@ class StudyRuns:
             words.append("--resume")
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log.txt"
-        child = multiprocessing.get_context("fork").Process(target=_train, args=(words, log, self.threads))
+        child = self._processes.Process(target=_train, args=(words, log, self.threads))
         child.start()
         child.join()
         report = finished_report(folder)
@@ -100,12 +101,9 @@ def finished_report(folder: Path) -> dict | None:
 
 def _train(words: list[str], log: Path, threads: int) -> None:
     import torch
-    from tqdm import tqdm
 
     import train_mclfir
 
-    # Another thread may have held the lock of the bars when this process was forked: here it would never be free.
-    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(threads)
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
