@@ -8,6 +8,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from modeling_mclfir.continual import METHODS
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> dict:
         method.begin_increment(model, increment_id, run.num_values(increment_id, method))
         trainer.train(
             model, method, batches, increment_id, increment.name, progress, bill, data_args.num_workers,
-            finish=lambda: run.describe_spaces(method),
+            finish=partial(run.finish_spaces, increment_id, method),
         )  # fmt: skip
         model.set_trainable(None)
 

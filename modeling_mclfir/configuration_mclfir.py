@@ -84,7 +84,7 @@ class MclfirConfig(PreTrainedConfig):
             (not for `linear`, `csn` and `closed_form`, which have no prompts).
         prompt_dim (`int`, *optional*): size of a stored text embedding; needed where `prompt_type="text"`.
         increments (`list[dict]`): what `add_increment` recorded, in order: `{"name", "attributes", "new_values"}`, and
-            `"router"` where `describe_increment` was called.
+            `"router"` where `describe_increment` was called, `"refined_values"` where `refine_increment` was.
         trunk_channels (`list[int]`, *optional*): channels of each unit's output, filled in when the trunk is first
             seen, so that the heads can be rebuilt without running it.
 
@@ -212,6 +212,7 @@ class MclfirConfig(PreTrainedConfig):
         attributes: list[str],
         new_values: bool = False,
         router: dict | None = None,
+        refined_values: int | None = None,
     ) -> None:
         """
         Record an increment. Raises ValueError for a bad or known name, or an attribute that is already known.
@@ -219,6 +220,7 @@ class MclfirConfig(PreTrainedConfig):
         Args:
             router: how its spaces are told from others of the same attributes (`describe_increment`): its `place` in
                 the router, its `num_prototypes` there, and `spreads`, of each space the spread of its scores.
+            refined_values: values that its spaces' `SpaceRefinement` has room for.
         """
         if not isinstance(name, str) or not _INCREMENT_NAME.fullmatch(name):
             raise ValueError(f"An increment's name is made of letters, digits, '_' and '-'; got {name!r}.")
@@ -241,6 +243,8 @@ class MclfirConfig(PreTrainedConfig):
         increment = {"name": name, "attributes": attributes, "new_values": bool(new_values)}
         if router is not None:
             increment["router"] = dict(router)
+        if refined_values is not None:
+            increment["refined_values"] = int(refined_values)
         self.increments.append(increment)
 
     @property

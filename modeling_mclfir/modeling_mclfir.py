@@ -14,6 +14,7 @@ from .adapters_mclfir import adapter_parameters, add_adapter
 from .attention_mclfir import IncrementHeads
 from .base_mclfir import HEADS, MclfirModel, MclfirModelOutput, MclfirPreTrainedModel
 from .configuration_mclfir import MclfirConfig
+from .refinement_mclfir import RefinedSpaces, SpaceRefinement
 from .spaces_mclfir import FusedSpaces
 from .trunk_mclfir import load_trunk
 from .voting_mclfir import ValuePrediction, vote
@@ -43,7 +44,7 @@ class MclfirRetrievalOutput(ModelOutput):
     prompt_similarity: torch.Tensor | None = None
 
 
-class MclfirForImageRetrieval(FusedSpaces, MclfirPreTrainedModel):
+class MclfirForImageRetrieval(FusedSpaces, RefinedSpaces, MclfirPreTrainedModel):
     """
     Attribute retrieval: image + attribute → embedding. One head an attribute, over the increments' features.
 
@@ -60,7 +61,8 @@ class MclfirForImageRetrieval(FusedSpaces, MclfirPreTrainedModel):
         super().__init__(config)
         self.mclfir = MclfirModel(config)
         self.heads = nn.ModuleList(
-            self._build_heads(len(increment["attributes"])) for increment in config.increments
+            self._build_heads(len(increment["attributes"]), increment.get("refined_values"))
+            for increment in config.increments
         )
         self._build_router()
         self.post_init()
@@ -80,10 +82,14 @@ class MclfirForImageRetrieval(FusedSpaces, MclfirPreTrainedModel):
         model.mclfir.trunk.load_state_dict(vision.state_dict())
         return model.eval()
 
-    def _build_heads(self, num_attributes: int) -> IncrementHeads:
+    def _build_heads(self, num_attributes: int, refined_values: int | None = None) -> IncrementHeads:
         channels = self.config.trunk_channels
         map_channels = [channels[index] for index in self.mclfir.out_units]
-        return HEADS[self.config.head_type](self.config, num_attributes, map_channels, channels[-1])
+        heads = HEADS[self.config.head_type](self.config, num_attributes, map_channels, channels[-1])
+        heads.refinement = None
+        if refined_values:
+            heads.refinement = SpaceRefinement(num_attributes, self.config.embed_dim, refined_values)
+        return heads
 
     def add_increment(
         self,
@@ -237,7 +243,10 @@ class MclfirForImageRetrieval(FusedSpaces, MclfirPreTrainedModel):
     def _run_heads(self, features: MclfirModelOutput, increment_id: int, classify: bool) -> tuple:
         """Embeds (N, A, D), attention (N, A, H, W) or None, logits (N, A) or None of one increment."""
         heads, inputs = self.heads[increment_id], (features.feature_maps, features.pooled)
-        return *heads(*inputs), heads.classify(*inputs) if classify else None
+        embeds, attention = heads(*inputs)
+        if heads.refinement is not None:
+            embeds = heads.refinement(embeds)
+        return embeds, attention, heads.classify(*inputs) if classify else None
 
     def _wanted(self, attribute_ids: list[int] | None, increment_id: int | None) -> list[int]:
         known = len(self.config.attributes)

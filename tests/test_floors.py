@@ -25,6 +25,7 @@ FLOORS = {
     "prompt_pool_mclfir": 1,
     "voting_mclfir": 1,
     "routing_mclfir": 1,
+    "refinement_mclfir": 1,
     "processing_mclfir": 1,
     "losses": 1,
     "metrics": 1,
@@ -60,6 +61,7 @@ SAME_HOUSE = {
     "ag_man_mclfir": "heads",
     "closed_form_mclfir": "heads",
     "routing_mclfir": "heads",
+    "refinement_mclfir": "heads",
 }
 # `evaluate` copies this file away before it imports it: it cannot use relative imports.
 ABSOLUTE_ALLOWED = ("metrics/mclfir_retrieval/mclfir_retrieval.py",)

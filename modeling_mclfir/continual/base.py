@@ -19,6 +19,7 @@ from ..losses import (
     gather_rows,
     world_size,
 )
+from .recent import RecentRows
 
 LOSSES = ("infonce", "triplet")
 
@@ -45,6 +46,7 @@ class ContinualMethod(ABC):
         needs_rows: `end_increment` reads single rows, or earlier ones come up again: a table, not a stream.
         retrains: every increment begins with a new model and learns all increments so far at once.
         learns_old_heads: the heads of earlier increments learn on (of use where a loss reaches them).
+        recent: the embeddings of the last steps, which the increment's spaces are refined by.
         by_pooled_features: the trunk's pooled features are the embedding of every attribute; heads are not read.
 
     Args:
@@ -68,6 +70,7 @@ class ContinualMethod(ABC):
         self.loss = self._build_loss()
         self.classification = AttributeClassification()
         self.prototypes: PrototypeInfoNCE | None = None
+        self.recent = RecentRows()
         self.loss_weights: UncertaintyWeights | None = None
 
     def _check_settings(self) -> None:
@@ -120,6 +123,7 @@ class ContinualMethod(ABC):
             num_values: values of each attribute of the increment; needed where `prototype_weight` is above 0.
         """
         settings = self.settings
+        self.recent = RecentRows()
         self.loss = self._build_loss().to(model.device)
         self.prototypes = self.loss_weights = None
         start = {self.doublets_part: 1.0}
@@ -165,6 +169,7 @@ class ContinualMethod(ABC):
 
     def after_step(self, model: nn.Module) -> None:
         """The optimiser has just moved the student (the bare model, not its wrapper) and what the method learns."""
+        self.recent.keep()
         for part in (self.loss, self.loss_weights):
             if isinstance(part, InfoNCE | UncertaintyWeights):
                 part.limit()
@@ -181,13 +186,14 @@ class ContinualMethod(ABC):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a run stopped within an increment needs beside that, to go on exactly: flat names → tensors."""
-        return {name: value.detach() for name, value in self._learned().items()}
+        return {name: value.detach() for name, value in self._learned().items()} | self.recent.state_dict()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave; called after `begin_increment`."""
         with torch.no_grad():
             for name, value in self._learned().items():
                 value.copy_(state[name])
+        self.recent.load_state_dict(state)
 
     def doublet_loss(
         self, embeds: torch.Tensor, batch: dict, attribute_logits: torch.Tensor | None = None
@@ -210,9 +216,10 @@ class ContinualMethod(ABC):
         embeds, labels = gather_rows(embeds), gather_rows(batch["labels"])
         sets = gather_rows(batch["sets"]) if "sets" in batch else None
         parts = {self.doublets_part: self.loss(embeds, labels, gather_rows(batch["image_ids"]), sets)}
+        # A triplet's labels are no values.
+        values = labels if sets is None else labels.masked_fill(sets >= 0, -1)
+        self.recent.watch(embeds, values)
         if self.prototypes is not None:
-            # A triplet's labels are no values.
-            values = labels if sets is None else labels.masked_fill(sets >= 0, -1)
             parts["prototypes"] = self.prototypes(embeds, values, num_copies=world_size())
         if self.settings.classification_weight > 0:
             if attribute_logits is None:

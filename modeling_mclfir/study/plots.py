@@ -66,7 +66,7 @@ def _styles(rows: Sequence[MethodFigures]) -> list[dict]:
     markers = dict(zip(names, cycle(_MARKERS), strict=False))
     return [
         {"color": colours.get(row.method, GREY), "marker": markers.get(row.method, "s"),
-         "linestyle": (":" if row.method.endswith("quarter") else "--") if row.method in BOUNDS else "-"}
+         "linestyle": (":" if row.method.endswith("tenth") else "--") if row.method in BOUNDS else "-"}
         for row in rows
     ]  # fmt: skip
 

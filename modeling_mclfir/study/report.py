@@ -17,8 +17,8 @@ attributes. *average* = mean_j a[T][j]; *forgetting* = mean_{j<T} (max_{j≤i<T}
 (a[T][j] − a[j][j]); *FWT* = mean_{j>0} (a[j−1][j] by the trunk's pooled features − the same before any training);
 *intransigence* = mean_j (static[j] − a[j][j]). ± is the standard deviation over seeds. Costs are of a whole sequence;
 the shares are of static retraining's, which learns everything seen so far at every increment, with the same epochs,
-batches that serve all attributes at once, and the same cached features. A *quarter* has a quarter of those epochs,
-heads that begin at the ridge regression, and a rate of its own."""
+batches that serve all attributes at once, and the same cached features. A *tenth* has a tenth of those epochs, as
+small batches from one view of each image, and heads that begin at the ridge regression."""
 _UNKNOWN = """\
 *not told*: the same where a query's attribute is told, but not the increment that its value came with. Methods with
 one space for an attribute have one answer to both; others weigh their spaces by the image (`fused_queries`). The

@@ -107,6 +107,10 @@ class RunArguments:
             "where epochs are few"
         },
     )
+    refine_spaces: bool = field(
+        default=True,
+        metadata={"help": "whiten, centre and sharpen the spaces of an increment once it is learned"},
+    )
     epochs: float = field(default=10.0, metadata={"help": "rows seen an increment, as a multiple of its rows"})
     first_epochs: float | None = field(default=None, metadata={"help": "epochs of the first increment, if others"})
     batch_size: int = field(default=128, metadata={"help": "rows of a batch over all processes, even"})

@@ -94,6 +94,7 @@ class IncrementTrainer:
         args, bill, losses = self.args, Cost(), []
         total = self.num_steps(batches.num_rows, increment_id) if method.trains else 0
         if method.trains:
+            method.recent.limit(batches.num_rows)
             offset = len(progress.loss)
             bill, losses = self._learn(model, method, batches, increment_id, name, total, offset, num_workers)
         ending = time.perf_counter()

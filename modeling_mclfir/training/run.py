@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
+from torch import nn
 
 from ..data.augmentation import Augmentation
 from ..data.table import ImageTable
@@ -64,6 +65,7 @@ class Run:
         self.model: MclfirForImageRetrieval
         self.processor: MclfirImageProcessor
         self.new_heads = range(0)  # of the increment that is being learned
+        self.resting: dict[int, nn.Module] = {}  # refinements that its spaces have from increments before
         self.method_state: dict[str, torch.Tensor] = {}  # what the method kept of the increments finished
 
     def start_fresh(self) -> None:
@@ -174,6 +176,11 @@ class Run:
             set_seed(int(np.random.SeedSequence((self.args.seed, index)).generate_state(1)[0]))
             self._open_space(self.data.increments[index])
         self.new_heads = range(before, len(self.model.heads))
+        # A space that learns on does so as it was learned, not as it was refined.
+        serving = [] if method.retrains else [self.serving(increment_id)]
+        self.resting = {index: self.model.heads[index].refinement for index in serving}
+        for index in self.resting:
+            self.model.heads[index].refinement = None
         learns = list(range(len(self.model.heads))) if method.retrains else self.serving(increment_id)
         names = self.model.set_trainable(learns, method.learns_old_heads, trunk=method.retrains or increment_id == 0)
         count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -196,7 +203,20 @@ class Run:
         )
         return Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - started)
 
-    def describe_spaces(self, method) -> None:
+    def finish_spaces(self, increment_id: int, method) -> None:
+        """What is worked out for the spaces of an increment once it is learned."""
+        for index, refinement in self.resting.items():
+            self.model.heads[index].refinement = refinement
+        rows = method.recent.rows()
+        if self.args.refine_spaces and rows is not None:
+            first, num_values = 0, self.num_values(increment_id, method)
+            for index in range(len(self.model.heads)) if method.retrains else [self.serving(increment_id)]:
+                part = slice(first, first + len(self.model.config.attribute_range(index)))
+                self.model.refine_increment(index, rows[0][:, part], rows[1][:, part], max(num_values[part]))
+                first = part.stop
+        self._describe_spaces(method)
+
+    def _describe_spaces(self, method) -> None:
         """Where an attribute has several spaces, tell them apart: the new one, and the first when it gets company."""
         if self.data_args.streaming or method.by_pooled_features:
             return

@@ -141,6 +141,8 @@ class Study:
         common = {
             "recipe": options.recipe, "dataset": options.dataset, "trunk": options.trunk,
             "cache_dir": options.output / "cache", "plots": False, "save_steps": 0, "report_to": "none",
+            # Heads and losses are compared as they learn; refined afterwards, their differences would be smaller.
+            "refine_spaces": False,
         }  # fmt: skip
         runs = [
             StudyRun(place, common | settings | {"epochs": epochs, "seed": seed, "evaluate_on": side})

@@ -120,15 +120,15 @@ def test_runs_of_a_study():
 
 def test_a_share_of_the_epochs_is_of_those_that_all_others_have():
     def epochs(**settings):
-        runs = study_runs(["lora_quarter", "lora_per_increment"], ["canonical"], [0], settings)
+        runs = study_runs(["lora_tenth", "lora_per_increment"], ["canonical"], [0], settings)
         assert "share" not in runs[0].settings
         return [run.settings.get("epochs") for run in runs]
 
-    (first, _) = study_runs(["static_quarter", "static"], ["canonical"], [0], {"recipe": "stanford-then-myntra"})
-    assert (first.settings["first_epochs"], first.settings["epochs"]) == (5.0, 1.5)  # of 20 and 6
-    assert epochs(recipe="mobilenetv2-myntra", epochs="2") == [0.5, "2"]
-    assert epochs(recipe="mobilenetv2-myntra") == [1.5, None]  # the recipe has 6
-    assert epochs() == [2.5, None]
+    (first, _) = study_runs(["static_tenth", "static"], ["canonical"], [0], {"recipe": "stanford-then-myntra"})
+    assert (first.settings["first_epochs"], first.settings["epochs"]) == pytest.approx((2.0, 0.6))  # of 20 and 6
+    assert epochs(recipe="mobilenetv2-myntra", epochs="2") == [0.2, "2"]
+    assert epochs(recipe="mobilenetv2-myntra") == [pytest.approx(0.6), None]  # the recipe has 6
+    assert epochs() == [1.0, None]
 
 
 def test_every_studied_method_can_be_trained():
