@@ -59,7 +59,7 @@ def test_a_run_that_fails_is_told_with_its_log(study):
 
 
 def test_a_run_begun_while_the_studys_bar_is_drawn_is_not_held_up(tiny_data, tmp_path):
-    """A process forked off this one would have the bars' lock as it is then: held by a thread that it does not have."""
+    """A process forked off this one would have the bars' lock as it is then: held by a thread it does not have."""
     recipe = arguments(tiny_data, tmp_path / "unused", method="zero_shot", adapter_policy="frozen")[1]
     reports = []
     run = StudyRun("one", {"recipe": recipe})
