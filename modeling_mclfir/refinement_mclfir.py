@@ -2,8 +2,8 @@
 """What makes a learned space tell values apart better, worked out once it is learned (floor 1; travels to the Hub).
 
 The first two steps are what speaker verification does with its embeddings, for the same task (vectors of unseen pairs
-are compared by cosine): what differs between images of one value counts for less, and the middle between values becomes
-the origin. Then a vector leans towards the values that it is likely to show.
+are compared by cosine): what differs between images of one value counts for less, and the middle between values is the
+origin. Then a vector leans towards the values that it is likely to show.
 """
 
 from collections.abc import Iterator

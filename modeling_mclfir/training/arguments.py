@@ -156,6 +156,10 @@ class RunArguments:
         default="total", metadata={"help": "that number is of all increments together: total, or of each value: value"}
     )
     replay_weight: float = field(default=1.0, metadata={"help": "weight of the exemplars' loss (replay)"})
+    exemplar_means: bool = field(
+        default=False,
+        metadata={"help": "replay: after each increment old values' means are those of their exemplars (iCaRL)"},
+    )
     replay_batch_size: int = field(
         default=64, metadata={"help": "rows of exemplars a batch brings beside its own (methods that keep some), even"}
     )

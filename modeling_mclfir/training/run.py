@@ -2,7 +2,6 @@
 """A run: its model, its progress, its settings; fresh, or taken up where it was stopped."""
 
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,18 +25,13 @@ from .feature_cache import FeatureCache
 from .fused_spaces import describe_increment, not_described, unknown_scores
 from .head_start import start_heads
 from .loop import Progress
+from .open_model import open_model
 from .prompts import PromptEncoder
+from .space_refinement import refine_spaces, refresh_means
 
 logger = get_logger(__name__)
 # These may differ between a run and its resumption: they change nothing that is learned.
 _FREE = {"resume", "save_steps", "report_to", "plots", "output_dir", "cache_dir", "num_workers"}
-_MODEL_SETTINGS = (
-    "adapter_policy", "base_training", "num_adapted_blocks", "out_indices", "lora_rank", "lora_alpha", "lora_dropout",
-    "embed_dim", "gate_dim", "use_pooled_features", "use_spatial_attention", "use_channel_attention",
-    "head_type", "attribute_dim", "use_low_level_branch", "use_self_gate", "use_spatial_gate", "use_masks",
-    "mask_type", "use_attribute_classification", "projection_dim", "prompt_pool_size", "prompt_length",
-    "prompts_per_image",
-)  # fmt: skip
 
 
 class Run:
@@ -70,16 +64,8 @@ class Run:
 
     def start_fresh(self) -> None:
         """A new model on the named trunk."""
-        arguments = self.model_args
-        settings = {name: getattr(arguments, name) for name in _MODEL_SETTINGS}
-        if self.prompts is not None:
-            settings |= {"prompt_type": "text", "prompt_dim": self.prompts.dim}
-        if arguments.trunk is None:
-            raise ValueError("Name a trunk: --trunk ID_OR_FOLDER, or a --recipe that has one.")
         set_seed(self.args.seed)  # whatever was drawn while the data were opened
-        self.model = _open_trunk(arguments.trunk, arguments.pretrained, settings)
-        trunk_id = arguments.trunk if isinstance(arguments.trunk, str) else None
-        self.processor = MclfirImageProcessor.for_trunk(trunk_id, arguments.image_height, arguments.image_width)
+        self.model, self.processor = open_model(self.model_args, self.prompts)
 
     def take_up(self, folder: Path) -> None:
         """The model and the progress of a checkpoint."""
@@ -122,14 +108,7 @@ class Run:
         data_args, table, args = self.data_args, self.data.tables["train"], self.args
         first = 0 if method.retrains else increment_id
         increments = self.data.increments[first : increment_id + 1]
-        common = {
-            "num_views": data_args.num_views,
-            "processor": self.processor,
-            "augmentation": self.augmentation,
-            "accelerator": self.accelerator,
-            "value_balance": args.value_balance,
-        }
-        one = common | {
+        one = self._read_by() | {
             "increment_id": None if method.retrains else self.serving(increment_id),
             "plan_seed": (args.seed, increment_id),
             "batch_size": args.batch_size,
@@ -142,13 +121,7 @@ class Run:
             )  # fmt: skip
             return batches, Cost()
         views, filling = self.cached_views(table)
-        replay = [
-            IncrementBatches(
-                table, [self.data.increments[old]], views, increment_id=self.serving(old), only=rows,
-                plan_seed=(args.seed, increment_id, 1 + old), batch_size=args.replay_batch_size, **common,
-            )  # fmt: skip
-            for old, rows in method.exemplars.items()
-        ]
+        replay = [self._exemplars(increment_id, old, method, views) for old in method.exemplars]
         triplets = self.data.triplets["train"]
         batches = IncrementBatches(table, increments, views, triplets=triplets, replay=replay, **one)
         if lacking := batches.without_negatives():
@@ -158,6 +131,23 @@ class Run:
                 "attributes at once."
             )
         return batches, filling
+
+    def _read_by(self) -> dict:
+        return {
+            "num_views": self.data_args.num_views,
+            "processor": self.processor,
+            "augmentation": self.augmentation,
+            "accelerator": self.accelerator,
+            "value_balance": self.args.value_balance,
+        }
+
+    def _exemplars(self, increment_id: int, old: int, method, views) -> IncrementBatches:
+        """Batches of an earlier increment's exemplars."""
+        return IncrementBatches(
+            self.data.tables["train"], [self.data.increments[old]], views, increment_id=self.serving(old),
+            only=method.exemplars[old], plan_seed=(self.args.seed, increment_id, 1 + old),
+            batch_size=self.args.replay_batch_size, **self._read_by(),
+        )  # fmt: skip
 
     def serving(self, increment_id: int) -> int:
         """The model's increment that serves one of the data: another one where a space learns new values on."""
@@ -209,11 +199,12 @@ class Run:
             self.model.heads[index].refinement = refinement
         rows = method.recent.rows()
         if self.args.refine_spaces and rows is not None:
-            first, num_values = 0, self.num_values(increment_id, method)
-            for index in range(len(self.model.heads)) if method.retrains else [self.serving(increment_id)]:
-                part = slice(first, first + len(self.model.config.attribute_range(index)))
-                self.model.refine_increment(index, rows[0][:, part], rows[1][:, part], max(num_values[part]))
-                first = part.stop
+            ids = range(len(self.model.heads)) if method.retrains else [self.serving(increment_id)]
+            refine_spaces(self.model, ids, rows, self.num_values(increment_id, method))
+            for old in method.exemplars if self.args.exemplar_means else ():
+                if old != increment_id:
+                    views = self.cached_views(self.data.tables["train"])[0]
+                    refresh_means(self.model, self.serving(old), self._exemplars(increment_id, old, method, views))
         self._describe_spaces(method)
 
     def _describe_spaces(self, method) -> None:
@@ -308,18 +299,6 @@ class Run:
     def close(self) -> None:
         """End the trackers."""
         self.accelerator.end_training()
-
-
-def _open_trunk(trunk, pretrained: bool, settings: dict) -> MclfirForImageRetrieval:
-    is_path = isinstance(trunk, str) and (trunk.startswith((".", os.sep)) or trunk.count("/") > 1)
-    if is_path and not Path(trunk).exists():
-        raise FileNotFoundError(f"--trunk {trunk}: no such folder; expected one with a vision model of transformers.")
-    try:
-        return MclfirForImageRetrieval.from_trunk(trunk, pretrained=pretrained, **settings)
-    except OSError as error:
-        raise OSError(
-            f"the trunk {trunk!r} cannot be loaded ({error}). Without a network, name its folder: --trunk DIR."
-        ) from error
 
 
 def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import assert_equal_runs, assert_equal_weights, stopped_after, train, weights
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -296,7 +297,8 @@ def test_a_run_replays_rows_of_earlier_increments(unbroken, tiny_data):
 
 def test_old_heads_learn_on_with_the_adapter(unbroken):
     first, last = weights(unbroken[1], 0), weights(unbroken[1], 2)
-    assert all(not torch.equal(value, last[name]) for name, value in first.items() if name.startswith("heads.0."))
+    learns = [name for name in first if name.startswith("heads.0.") and ".refinement." not in name]
+    assert learns and not any(torch.equal(first[name], last[name]) for name in learns)
 
 
 def test_a_run_stopped_between_increments_goes_on_as_if_it_had_not(unbroken, tiny_data, tmp_path):
@@ -334,3 +336,33 @@ def test_without_weight_it_is_fine_tuning_bit_for_bit(one_thread, tiny_data, tmp
 def test_what_does_not_go_together_is_refused(tiny_data, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_data, tmp_path / "run", **(REPLAY | changes))
+
+
+def test_means_of_old_values_follow_their_exemplars(tiny_data, tmp_path):
+    """As in iCaRL: after the last increment they are those of the exemplars, as the model embeds them then."""
+    from modeling_mclfir import MclfirForImageRetrieval
+    from modeling_mclfir.data.augmentation import Augmentation
+    from modeling_mclfir.data.table import load_tables
+    from modeling_mclfir.processing_mclfir import MclfirImageProcessor
+    from modeling_mclfir.training.feature_cache import load_pixels
+
+    train(tiny_data, tmp_path / "plain", **REPLAY)
+    train(tiny_data, tmp_path / "means", **REPLAY, exemplar_means=True)
+    name = "heads.0.refinement.means"
+    plain, first, last = (weights(tmp_path / run, at) for run, at in (("plain", 2), ("means", 0), ("means", 2)))
+    assert torch.equal(first[name], plain[name]) and not torch.equal(last[name], plain[name])
+    for part in ("whitening", "centre"):
+        assert torch.equal(last[f"heads.0.refinement.{part}"], plain[f"heads.0.refinement.{part}"])
+
+    folder = tmp_path / "means" / "increment-02"
+    kept = load_file(folder / "method.safetensors")
+    rows = sorted({int(row) for key, best in kept.items() if key.startswith("exemplars.0.") for row in best})
+    table, model = load_tables(tiny_data)["train"], MclfirForImageRetrieval.from_pretrained(folder).eval()
+    pixels = load_pixels(table, rows, 0, MclfirImageProcessor.from_pretrained(folder), Augmentation(), 0)
+    with torch.no_grad(), model.unrefined():
+        embeds = model(pixels, increment_id=0).embeds
+    attributes = model.config.increments[0]["attributes"]
+    labels = torch.stack([torch.from_numpy(table.labels(attribute))[rows] for attribute in attributes], dim=1)
+    model.refine_increment(0, embeds, labels)
+    # Cached features are rounded to half precision.
+    torch.testing.assert_close(model.heads[0].refinement.means, last[name], atol=2e-2, rtol=0)

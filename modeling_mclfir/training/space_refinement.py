@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spaces refined once they are learned, and means of old values kept up with a trunk that moves."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..modeling_mclfir import MclfirForImageRetrieval
+from .batches import IncrementBatches
+
+
+def refine_spaces(
+    model: MclfirForImageRetrieval,
+    increment_ids: Sequence[int],
+    rows: tuple[torch.Tensor, torch.Tensor],
+    num_values: Sequence[int],
+) -> None:
+    """
+    `model.refine_increment` of each.
+
+    Args:
+        increment_ids: whose attributes the rows are of, in their order.
+        rows: embeddings (n, A, D) and labels (n, A) of `RecentRows`.
+        num_values: of each of these A attributes.
+    """
+    first = 0
+    for increment_id in increment_ids:
+        part = slice(first, first + len(model.config.attribute_range(increment_id)))
+        model.refine_increment(increment_id, rows[0][:, part], rows[1][:, part], max(num_values[part]))
+        first = part.stop
+
+
+@torch.no_grad()
+def refresh_means(model: MclfirForImageRetrieval, increment_id: int, exemplars: IncrementBatches) -> None:
+    """
+    The means of an increment's values from its exemplars as the model embeds them now, as in iCaRL
+    (arXiv:1611.07725); its whitening and its centre stay.
+    """
+    model.eval()
+    with model.unrefined():
+        parts = [(model(**batch["inputs"]).embeds.float(), batch["labels"]) for batch in exemplars.chunks()]
+    if parts:
+        embeds, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        model.refine_increment(increment_id, embeds, labels)
