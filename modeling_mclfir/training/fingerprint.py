@@ -32,3 +32,46 @@ def shared_fingerprint(model) -> str:
     config = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in _BOOKKEEPING}
     settings = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{settings} {mclfir.first_adapted} {tensors_fingerprint(weights)}".encode()).hexdigest()
+
+
+def space_fingerprints(model, processor) -> list[str]:
+    """
+    Of each space (`attribute_ids` of the model) all that makes its vectors: trunk, the adapters that run for it, its
+    heads with their refinement, preprocessing. Vectors of one space may be compared exactly where these are equal.
+
+    A model that learned further increments has the same ones for its old spaces as before, as long as those stay bit
+    for bit (adapter_policy "per_increment" or "frozen").
+    """
+    config = model.config
+    settings = {
+        "vision": {key: value for key, value in config.vision_config.to_dict().items() if key not in _BOOKKEEPING},
+        # What changes what a forward pass does with these weights, and nothing that a later increment adds.
+        "model": {
+            key: value
+            for key, value in config.to_dict().items()
+            if key not in (*_BOOKKEEPING, "vision_config", "increments", "auto_map", "trunk_channels")
+        },
+        # Saving a processor adds where its code lies, which changes no pixel.
+        "processor": {key: value for key, value in processor.to_dict().items() if key != "auto_map"},
+    }
+    common = json.dumps(settings, sort_keys=True, default=str)
+    state = model.state_dict()
+    trunk = tensors_fingerprint({
+        name: tensor for name, tensor in state.items() if name.startswith("mclfir.") and ".lora_" not in name
+    })  # fmt: skip
+    found = []
+    for increment_id in range(len(model.heads)):
+        adapters = config.running_adapters(increment_id)
+        own = {
+            name: tensor
+            for name, tensor in state.items()
+            if name.startswith(f"heads.{increment_id}.")
+            or (".lora_" in name and any(f".{adapter}." in name for adapter in adapters))
+        }
+        for place, attribute_id in enumerate(config.attribute_range(increment_id)):
+            attribute = config.attributes[attribute_id]
+            # Not the increment's number: the same heads may come into another model at another place.
+            part = tensors_fingerprint({name.removeprefix(f"heads.{increment_id}."): own[name] for name in own})
+            text = f"{common} {trunk} {part} {place} {attribute}"
+            found.append(hashlib.sha256(text.encode()).hexdigest())
+    return found
