@@ -39,15 +39,39 @@ def plot_cost(rows: Sequence[MethodFigures], path: str | os.PathLike) -> None:
     rows = needed([row for row in rows if row.cost_ratio], "methods with a cost")
     figure = Figure(figsize=(8.6, 5.0), layout="constrained")
     axes = _axes(figure)
-    for row, style in zip(rows, _styles(rows), strict=True):
-        place = row.cost_ratio["flops"], 100 * row.headline[0]
+    places = [(row.cost_ratio["flops"], 100 * row.headline[0]) for row in rows]
+    right = 1.25 * max(1.0, *(cost for cost, _ in places))
+    for row, place, label, style in zip(rows, places, _labels(places, right), _styles(rows), strict=True):
         axes.errorbar(*place, yerr=100 * row.headline[1] or None, markersize=9, capsize=3,
                       **(style | {"linestyle": "none"}))  # fmt: skip
-        axes.annotate(literal(row.method), place, (7, 5), textcoords="offset points", fontsize=9, color=style["color"])
+        arrow = {"arrowstyle": "-", "color": style["color"], "lw": 0.5, "relpos": (0, 0.5)}
+        axes.annotate(literal(row.method), place, label, fontsize=9, color=style["color"], va="center",
+                      arrowprops=arrow)  # fmt: skip
     axes.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_xlim(left=-0.05, right=1.25 * max(1.0, *(row.cost_ratio["flops"] for row in rows)))
+    axes.set_xlim(left=-0.05, right=right)
     axes.set(xlabel="training FLOPs of the whole sequence, as a share of static retraining", ylabel="average MAP, %")
     save(figure, path, "What it costs, and what it gives", ["up and to the left is better; bars: spread over seeds"])
+
+
+def _labels(places: Sequence[tuple[float, float]], width: float) -> list[tuple[float, float]]:
+    """Where the names of points stand: right of each; of points so near that names would meet, one above the other."""
+    heights = [height for _, height in places]
+    least = (max(heights) - min(heights)) / 22
+    groups: list[list[int]] = []
+    for index in sorted(range(len(places)), key=places.__getitem__):
+        cost, height = places[index]
+        near = [
+            group
+            for group in groups
+            if any(cost - places[other][0] < width / 6 and abs(height - heights[other]) < least for other in group)
+        ]
+        groups = [group for group in groups if group not in near] + [[*sum(near, []), index]]
+    labels = list(places)
+    for group in groups:
+        start = max(places[index][0] for index in group) + width / 60
+        for index, end in zip(group, _apart([heights[index] for index in group], least), strict=True):
+            labels[index] = start, end
+    return labels
 
 
 def _axes(figure: Figure):

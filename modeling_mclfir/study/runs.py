@@ -4,6 +4,7 @@
 import json
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,5 +113,4 @@ def _train(words: list[str], log: Path, threads: int) -> None:
             train_mclfir.main(words)
         except BaseException:  # this process ends here, whatever happened
             traceback.print_exc(file=file)
-            os._exit(1)
-    os._exit(0)
+            sys.exit(1)

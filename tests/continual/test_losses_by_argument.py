@@ -227,7 +227,7 @@ def test_each_increment_begins_anew(make_student):
     model, method = begin(make_student, **LEARNED)
     start = {name: value.clone() for name, value in method.state_dict().items()}
     learn(model, method, 2)
-    assert not any(torch.equal(value, start[name]) for name, value in method.state_dict().items())
+    assert not any(torch.equal(value, method.state_dict()[name]) for name, value in start.items())
     torch.manual_seed(1)
     method.begin_increment(model, 0, NUM_VALUES)
     assert all(torch.equal(value, start[name]) for name, value in method.state_dict().items())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modeling_mclfir.study.continual import STUDIED, figures, study_runs
-from modeling_mclfir.study.plots import _apart
+from modeling_mclfir.study.plots import _apart, _labels
 from modeling_mclfir.study.report import write_study
 
 
@@ -95,6 +95,15 @@ def test_the_report_has_tables_and_pictures(tmp_path):
     for picture in ("after_each_canonical", "cost_canonical", "after_each_reversed", "cost_reversed"):
         assert f"({picture}.png)" in page
         assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_of_points_that_nearly_meet_stand_one_above_the_other():
+    # The second lies near the first; the third is as high, but far to the right; the fourth is above them.
+    places = [(0.2, 80.0), (0.25, 80.1), (1.0, 80.0), (0.2, 84.0)]
+    labels = _labels(places, 1.2)
+    assert labels[2:] == [pytest.approx((1.02, 80.0)), pytest.approx((0.22, 84.0))]
+    assert [x for x, _ in labels[:2]] == pytest.approx([0.27, 0.27])
+    assert labels[1][1] - labels[0][1] == pytest.approx(4 / 22) and labels[0][1] + labels[1][1] == pytest.approx(160.1)
 
 
 def test_labels_lie_apart_about_the_middle_of_those_that_would_overlap():
