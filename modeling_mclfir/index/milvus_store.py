@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Milvus as a vector store: an embedded file, a server or a cluster behind one client and one URI."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .milvus_client import MilvusConnection, Turns
+from .milvus_collection import open_collection
+from .milvus_rows import (
+    ID,
+    METADATA,
+    VECTOR,
+    chunks,
+    decoded_id,
+    encoded_id,
+    expression,
+    in_list,
+    rows_of,
+)
+from .store import (
+    Entries,
+    Filter,
+    SearchResult,
+    VectorStore,
+    checked_embeds,
+    checked_filter,
+    checked_ids,
+    checked_metadata,
+)
+
+_MARK, _FILE = "milvus_store.json", "entries.db"
+# Milvus gives no more answers to one query, and no more rows to one request.
+_MAX_ROWS = 16_384
+# Of one request or answer: a message holds 64 MB at most.
+_MAX_BYTES = 16 * 2**20
+# Up to so many excluded ids are fetched and dropped here: cheaper than a filter, and exact with any index.
+_FEW_EXCLUDED = 100
+# Rows that an embedded file may hold in memory when it is read: it searches them many times slower than its files.
+_MAX_PENDING = 1000
+# Of the users of one process, by address and collection. The embedded engine bears one writer at a time; and a server
+# of 2.3 may show a reader an entry that was replaced long ago, while it is being replaced once more.
+_TURNS: defaultdict[tuple[str, str], Turns] = defaultdict(Turns)
+
+
+class MilvusStore(VectorStore):
+    """
+    Entries in a collection of Milvus, made where there is none.
+
+    Embedded or served, what `add` and `remove` acknowledge is in Milvus's log and outlives its process; that of an
+    embedded file reaches the disk when the operating system writes it, so that a power cut may take its last seconds.
+    With the consistency "Strong" every client sees it at once; weaker ones ("Bounded", "Session", "Eventually")
+    answer sooner and see it later. An embedded file looks at every row for a filter, in Python (tenths of a second for
+    10,000 of them): it is for tests and small catalogues.
+
+    Ids are stored percent-encoded where they hold other signs than letters, digits and `-._~/: @`; beside the
+    metadata (JSON) stands a list of its values as plain texts, over which filters go: equality is then the same
+    everywhere, and no value or column name can become a part of an expression.
+
+    Args:
+        uri: see `MilvusConnection`.
+        collection: its name: letters, digits and _.
+        dim: D, of every vector.
+        index_type: FLAT is exact; HNSW, IVF_FLAT, IVF_PQ, ... of the server (an embedded file has no IVF_PQ).
+        index_params: of the index, say {"M": 16, "efConstruction": 200}.
+        search_params: of a search, say {"ef": 128} or {"nprobe": 32}; HNSW's ef is raised to k where it is below.
+        token, timeout, num_tries, connection: see `MilvusConnection`.
+        consistency_level: of reads.
+        batch_size: entries a request, at most.
+
+    Raises:
+        ValueError: a collection of that name with another dimension, metric, index or schema; an index that this
+            Milvus does not have.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        collection: str,
+        dim: int,
+        index_type: str = "FLAT",
+        index_params: Mapping[str, Any] | None = None,
+        search_params: Mapping[str, Any] | None = None,
+        token: str = "",
+        consistency_level: str = "Strong",
+        batch_size: int = 1000,
+        timeout: float = 30.0,
+        num_tries: int = 8,
+        **connection: Any,
+    ):
+        if dim < 1 or batch_size < 1:
+            raise ValueError(f"dim and batch_size must be at least 1; got {dim} and {batch_size}.")
+        self.dim, self.collection, self.index_type = dim, collection, index_type
+        self._search_params = dict(search_params or {})
+        self._consistency, self._batch_size = consistency_level, min(batch_size, _MAX_ROWS)
+        self._milvus = MilvusConnection(uri, token, timeout, num_tries, **connection)
+        self._turns = _TURNS[self._milvus.uri, collection]
+        try:
+            with self._turns.writing():
+                open_collection(self._milvus, collection, dim, index_type, dict(index_params or {}), consistency_level)
+                self._turns.pending = _MAX_PENDING  # what an earlier process left in the log, it may be
+        except BaseException:
+            self._milvus.close()
+            raise
+
+    def add(self, ids: Sequence[str], embeds: np.ndarray, metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Add or replace entries, a request a batch. After an error the first batches may be in: add them again."""
+        ids = checked_ids(ids)
+        vectors = checked_embeds(embeds, self.dim, len(ids))
+        rows = rows_of(ids, vectors, checked_metadata(metadata, len(ids)))
+        # An upsert that is sent again, for want of an answer, changes nothing.
+        for batch in chunks(rows, self._batch_size, _MAX_BYTES):
+            with self._turns.writing():
+                self._milvus.call("upsert", self.collection, batch)
+                self._turns.pending += len(batch)
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Remove entries → how many of them were there."""
+        keys, removed = [encoded_id(name) for name in checked_ids(ids)], 0
+        for start in range(0, len(keys), self._batch_size):
+            with self._turns.writing():
+                wanted = in_list(ID, keys[start : start + self._batch_size])
+                # What a weaker consistency did not see would stay.
+                there = [row[ID] for row in self._query(wanted, [ID], consistency="Strong")]
+                if there:
+                    self._milvus.call("delete", self.collection, filter=in_list(ID, there))
+                removed += len(there)
+        return removed
+
+    def search(
+        self, embeds: np.ndarray, k: int, filter: Filter | None = None, exclude: Sequence[str] = ()
+    ) -> SearchResult:
+        """The k best of each query. ValueError, too: more than 16,384 asked for, and as many found."""
+        queries = checked_embeds(embeds, self.dim)
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}.")
+        condition, excluded = expression(checked_filter(filter)), set(checked_ids(exclude, unique=False))
+        limit = k + len(excluded)
+        if excluded and (len(excluded) > _FEW_EXCLUDED or limit > _MAX_ROWS):
+            wanted, limit = f"not ({in_list(ID, map(encoded_id, sorted(excluded)))})", k
+            condition = None if condition is None else f"{condition} and {wanted}" if condition else wanted
+        hits = [[] for _ in queries] if condition is None else self._hits(queries, limit, condition)
+        if k > _MAX_ROWS and any(len(found) == _MAX_ROWS for found in hits):
+            raise ValueError(f"Milvus finds at most {_MAX_ROWS} entries a query; got k={k}. Ask for fewer, or scroll.")
+        ids, scores = [], []
+        for found in hits:
+            pairs = [(decoded_id(hit[ID]), hit["distance"]) for hit in found]
+            pairs = [pair for pair in pairs if pair[0] not in excluded][:k]
+            ids.append([name for name, _ in pairs])
+            scores.append(np.array([score for _, score in pairs], dtype=np.float32))
+        return SearchResult(ids, scores)
+
+    def get(self, ids: Sequence[str]) -> Entries:
+        """The entries of these ids. KeyError names those that are not there."""
+        names, found = checked_ids(ids, unique=False), {}
+        keys = list(dict.fromkeys(encoded_id(name) for name in names))
+        page = self._page(self._batch_size)
+        for start in range(0, len(keys), page):
+            with self._turns.reading():
+                rows = self._query(in_list(ID, keys[start : start + page]), [ID, VECTOR, METADATA])
+            found |= {decoded_id(row[ID]): row for row in rows}
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise KeyError(f"{len(missing)} ids are not in {self.collection!r}: {missing[:10]}.")
+        return self._entries([found[name] for name in names])
+
+    def scroll(self, batch_size: int = 1000, filter: Filter | None = None) -> Iterator[Entries]:
+        """Every entry once, by id; what is added meanwhile may be among them."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        return self._pages(self._page(batch_size), expression(checked_filter(filter)))
+
+    def count(self, filter: Filter | None = None) -> int:
+        """How many entries there are, or match: counted, not estimated."""
+        condition = expression(checked_filter(filter))
+        if condition is None:
+            return 0
+        with self._turns.reading():
+            return int(self._query(condition, ["count(*)"])[0]["count(*)"])
+
+    def save(self, folder: str | Path) -> None:
+        """
+        Write a copy of every entry as an embedded file with an exact index: a backup that `load` opens without a
+        server. The collection itself needs no saving.
+        """
+        folder = Path(folder)
+        if self._milvus.embedded and Path(self._milvus.uri) == folder.resolve() / _FILE:
+            return  # the store of this very folder, which `load` opened
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / _MARK).is_file():
+            raise ValueError(f"{folder} holds something else than a saved store; choose another folder.")
+        partial, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.old")
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with MilvusStore(str(partial / _FILE), self.collection, self.dim) as copy:
+            for entries in self.scroll():
+                copy.add(entries.ids, entries.embeds, entries.metadata)
+        (partial / _MARK).write_text(json.dumps({"collection": self.collection, "dim": self.dim}) + "\n")
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "MilvusStore":
+        """Open what `save` wrote, as an embedded store. FileNotFoundError where there is none."""
+        mark = Path(folder) / _MARK
+        if not mark.is_file():
+            raise FileNotFoundError(f"{folder} holds no saved Milvus store ({_MARK}); MilvusStore.save writes one.")
+        return cls(str(Path(folder) / _FILE), **json.loads(mark.read_text()))
+
+    def close(self) -> None:
+        """Let go of the connection, and of an embedded file with the last store of this process on it."""
+        self._milvus.close()
+
+    def _page(self, batch_size: int) -> int:
+        """Rows that one answer can hold, metadata of 2 KB each included."""
+        return max(1, min(batch_size, _MAX_ROWS, _MAX_BYTES // (4 * self.dim + 2048)))
+
+    def _settle(self) -> None:
+        if self._milvus.embedded and self._turns.pending >= _MAX_PENDING:
+            with self._turns.writing():
+                self._milvus.call("flush", self.collection)
+                self._turns.pending = 0
+
+    def _query(self, condition: str, fields: list[str], consistency: str = "") -> list[dict[str, Any]]:
+        level = consistency or self._consistency
+        return self._milvus.call(
+            "query", self.collection, filter=condition, output_fields=fields, consistency_level=level
+        )
+
+    def _hits(self, queries: np.ndarray, limit: int, condition: str) -> list[list[dict[str, Any]]]:
+        limit, params = min(limit, _MAX_ROWS), dict(self._search_params)
+        if self.index_type == "HNSW":
+            params["ef"] = max(limit, int(params.get("ef", 64)))
+        # Of each query its vector goes out and its answers come back, about 100 bytes each.
+        step = max(1, min(1000, _MAX_BYTES // (4 * self.dim + 100 * limit)))
+        hits: list[list[dict[str, Any]]] = []
+        self._settle()
+        for start in range(0, len(queries), step):
+            with self._turns.reading():
+                hits += self._milvus.call(
+                    "search",
+                    self.collection,
+                    data=queries[start : start + step],
+                    anns_field=VECTOR,
+                    limit=limit,
+                    filter=condition,
+                    search_params={"metric_type": "IP", "params": params},
+                    consistency_level=self._consistency,
+                )
+        return hits
+
+    def _pages(self, page: int, condition: str | None) -> Iterator[Entries]:
+        if condition is None:
+            return
+        self._settle()
+        with self._turns.reading():
+            rows = self._milvus.call(
+                "query_iterator",
+                self.collection,
+                batch_size=page,
+                filter=condition,
+                output_fields=[ID, VECTOR, METADATA],
+                consistency_level=self._consistency,
+            )
+        try:
+            while True:
+                with self._turns.reading():
+                    batch = self._milvus.tried(rows.next, "query_iterator")
+                if not batch:
+                    return
+                yield self._entries(batch)
+        finally:
+            rows.close()
+
+    def _entries(self, rows: Sequence[Mapping[str, Any]]) -> Entries:
+        embeds = np.array([row[VECTOR] for row in rows], dtype=np.float32).reshape(len(rows), self.dim)
+        return Entries([decoded_id(row[ID]) for row in rows], embeds, [dict(row[METADATA]) for row in rows])

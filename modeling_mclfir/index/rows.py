@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a FAISS store as a process holds them: ids, vectors in blocks, metadata, and which have ended."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from .columns import Columns
+from .segments import Batch
+from .store import Entries, Value
+
+MAPPED_ROWS = 65_536  # vectors of smaller segments are copied to memory, where they lie in few blocks
+_BLOCK_ROWS = 4096
+_RECENT_IDS = 10_000
+_KEPT_MASKS = 8
+
+
+class Rows:
+    """
+    Rows in the order in which they were added. A row never changes: what removes or replaces an entry ends its row.
+
+    Vectors are blocks: memory-mapped files, and blocks of memory that are filled up and never moved, so that a search
+    in another thread keeps what it looks at.
+    """
+
+    def __init__(self, dim: int):
+        self.dim = dim
+        self.num_rows = 0
+        self.num_ended = 0
+        self.columns = Columns()
+        self._ids = IdColumn()
+        self._starts: list[int] = []
+        self._blocks: list[np.ndarray] = []
+        self._room = 0  # rows that the last block has left
+        self._alive = np.ones(0, dtype=bool)
+        self._masks: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return self.num_rows - self.num_ended
+
+    def append(self, batch: Batch, mapped: bool = False) -> None:
+        """Take in a batch; what it ends it ends. Mapped vectors stay in their file where they are many."""
+        self._masks.clear()
+        if len(batch.ids):
+            self._append(batch, mapped)
+        self.end(batch.ended)  # last: of batches put together, one may end what another one brought
+
+    def end(self, rows: np.ndarray) -> None:
+        """Rows that are no entries from now on; some may have ended already."""
+        if len(rows):
+            self._masks.clear()
+            self.num_ended += int(np.count_nonzero(self._alive[rows]))
+            self._alive[rows] = False
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """Row of each id; -1 where it is no entry's."""
+        return self._ids.find(ids, self._alive)
+
+    def alive(self) -> np.ndarray:
+        """Which rows are entries: bool (num_rows,), a copy."""
+        return self._alive[: self.num_rows].copy()
+
+    def blocks(self) -> list[tuple[int, np.ndarray]]:
+        """First row and vectors of each block."""
+        ends = [*self._starts, self.num_rows][1:]
+        return [
+            (start, block[: end - start]) for start, end, block in zip(self._starts, ends, self._blocks, strict=True)
+        ]
+
+    def id_array(self) -> pa.Array:
+        """Ids of all rows; it shares their memory."""
+        return self._ids.array()
+
+    def embeds(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of rows, in their order: a copy (n, D)."""
+        return take_rows(self.blocks(), rows, self.dim)
+
+    def entries(self, rows: np.ndarray) -> Entries:
+        """Entries of rows, in their order."""
+        ids = self.id_array().take(pa.array(rows)).to_pylist()
+        return Entries(ids, self.embeds(rows), self.columns.take(rows))
+
+    def mask(self, wanted: Mapping[str, tuple[Value, ...]], exclude: Sequence[str] = ()) -> np.ndarray | None:
+        """
+        Which rows are entries that pass a filter and are not excluded; None: all of them, and no row has ended.
+
+        The last few masks are kept: they are not to be written to.
+        """
+        excluded = self.find(exclude) if len(exclude) else np.zeros(0, dtype=np.int64)
+        excluded = excluded[excluded >= 0]
+        if not wanted and not len(excluded) and not self.num_ended:
+            return None
+        # As texts: 1, 1.0 and True would be one key.
+        key = repr(sorted(wanted.items()))
+        if key not in self._masks:
+            allowed = self.alive()
+            if wanted:
+                allowed &= self.columns.mask(wanted)
+            self._masks[key] = allowed
+            if len(self._masks) > _KEPT_MASKS:
+                del self._masks[next(iter(self._masks))]
+        if not len(excluded):
+            return self._masks[key]
+        allowed = self._masks[key].copy()
+        allowed[excluded] = False
+        return allowed
+
+    def _append(self, batch: Batch, mapped: bool) -> None:
+        count = len(batch.ids)
+        self._ids.append(batch.ids)
+        self.columns.append(batch.columns, mapped and count >= MAPPED_ROWS)
+        if self.num_rows + count > len(self._alive):
+            grown = np.ones(max(self.num_rows + count, len(self._alive) * 3 // 2), dtype=bool)
+            grown[: self.num_rows] = self._alive[: self.num_rows]
+            self._alive = grown
+        if mapped and count >= MAPPED_ROWS:
+            self._starts.append(self.num_rows)
+            self._blocks.append(batch.embeds)
+            self._room = 0
+        else:
+            self._fill(batch.embeds)
+        self.num_rows += count
+
+    def _fill(self, embeds: np.ndarray) -> None:
+        """Copy vectors to memory. A new block is half as long as everything before it: few blocks, none is moved."""
+        done = 0
+        while done < len(embeds):
+            if not self._room:
+                self._room = max(_BLOCK_ROWS, self.num_rows // 2, len(embeds) - done)
+                # Memory that was not written to is not taken either.
+                self._blocks.append(np.empty((self._room, self.dim), dtype=np.float32))
+                self._starts.append(self.num_rows + done)
+            block, count = self._blocks[-1], min(self._room, len(embeds) - done)
+            start = len(block) - self._room
+            block[start : start + count] = embeds[done : done + count]
+            self._room -= count
+            done += count
+
+
+class IdColumn:
+    """Names of rows, as one Arrow array that grows, and the way back from a name to its row."""
+
+    def __init__(self):
+        self._offsets = np.zeros(1, dtype=np.int64)
+        self._text = np.zeros(0, dtype=np.uint8)
+        self._num_rows = 0
+        self._array: pa.Array | None = None
+        # Of rows before `_known`: sorted hashes with their rows, and the newest in a dictionary. Python's own hash of
+        # a text differs between processes, which is no harm: nothing of this is written.
+        self._hashes = np.zeros(0, dtype=np.int64)
+        self._rows = np.zeros(0, dtype=np.int64)
+        self._recent: dict[str, int] = {}
+        self._known = 0
+
+    def append(self, ids: pa.Array) -> None:
+        """Names of the next rows: large_string without nulls."""
+        _, offsets, text = ids.buffers()
+        offsets = np.frombuffer(offsets, dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
+        size, added = int(self._offsets[self._num_rows]), int(offsets[-1] - offsets[0])
+        self._text = _grown(self._text, size, size + added)
+        self._text[size : size + added] = np.frombuffer(text, dtype=np.uint8)[offsets[0] : offsets[-1]]
+        end = self._num_rows + len(ids)
+        self._offsets = _grown(self._offsets, self._num_rows + 1, end + 1)
+        self._offsets[self._num_rows + 1 : end + 1] = offsets[1:] - offsets[0] + size
+        self._num_rows = end
+        self._array = None
+
+    def array(self) -> pa.Array:
+        """All names, without a copy."""
+        if self._array is None:
+            buffers = (pa.py_buffer(self._offsets), pa.py_buffer(self._text))
+            self._array = pa.LargeStringArray.from_buffers(self._num_rows, *buffers)
+        return self._array
+
+    def find(self, ids: Sequence[str], alive: np.ndarray) -> np.ndarray:
+        """The living row of each name, -1 where there is none."""
+        self._catch_up(alive)
+        rows = np.full(len(ids), -1, dtype=np.int64)
+        hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+        low, high = (np.searchsorted(self._hashes, hashes, side=side) for side in ("left", "right"))
+        names = self.array()
+        for place, (name, first, last) in enumerate(zip(ids, low.tolist(), high.tolist(), strict=True)):
+            row = self._recent.get(name, -1)
+            if row < 0 or not alive[row]:
+                candidates = self._rows[first:last].tolist()
+                row = next((row for row in candidates if alive[row] and names[row].as_py() == name), -1)
+            rows[place] = row
+        return rows
+
+    def _catch_up(self, alive: np.ndarray) -> None:
+        new, names = range(self._known, self._num_rows), self.array()
+        if len(self._recent) + len(new) <= max(_RECENT_IDS, self._num_rows // 16):
+            for start, part in _parts(names, new):
+                self._recent.update(zip(part, range(start, start + len(part)), strict=True))
+        else:  # a dictionary of all names would be larger than their vectors
+            rows = np.fromiter(self._recent.values(), dtype=np.int64, count=len(self._recent))
+            hashes = np.fromiter(map(hash, self._recent), dtype=np.int64, count=len(self._recent))
+            found = [(self._hashes, self._rows), (hashes, rows)]
+            for start, part in _parts(names, new):
+                hashes = np.fromiter(map(hash, part), dtype=np.int64, count=len(part))
+                found.append((hashes, np.arange(start, start + len(part))))
+            hashes, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            hashes, rows = hashes[alive[rows]], rows[alive[rows]]
+            order = np.argsort(hashes)
+            self._hashes, self._rows, self._recent = hashes[order], rows[order], {}
+        self._known = self._num_rows
+
+
+def take_rows(blocks: Sequence[tuple[int, np.ndarray]], rows: np.ndarray, dim: int) -> np.ndarray:
+    """Vectors of rows that lie in blocks, in the rows' order: a copy (n, dim)."""
+    found = np.empty((len(rows), dim), dtype=np.float32)
+    owners = np.searchsorted([start for start, _ in blocks], rows, side="right") - 1
+    for owner in np.unique(owners).tolist():
+        start, block = blocks[owner]
+        places = owners == owner
+        found[places] = block[rows[places] - start]
+    return found
+
+
+def _parts(names: pa.Array, rows: range, size: int = 65_536) -> Iterator[tuple[int, list[str]]]:
+    """Names of consecutive rows, some at a time: as Python's objects they are large."""
+    for start in range(rows.start, rows.stop, size):
+        yield start, names.slice(start, min(size, rows.stop - start)).to_pylist()
+
+
+def _grown(values: np.ndarray, used: int, needed: int) -> np.ndarray:
+    """The same array, or a longer copy; an old one stays as it is for those who still read it."""
+    if needed <= len(values):
+        return values
+    grown = np.empty(max(needed, len(values) * 3 // 2), dtype=values.dtype)
+    grown[:used] = values[:used]
+    return grown

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a FAISS store: one segment a batch, and the manifest that says which of them count.
+
+A segment is NAME.arrow (ids, metadata, and the rows that the batch ended) and, where it has rows, NAME.npy (vectors).
+A file is written under a temporary name, flushed and renamed, and it counts from the moment at which a manifest that
+names it has taken the old one's place: whatever a kill leaves behind is named by no manifest.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+MANIFEST, LOCK = "store.json", ".lock"
+_FORMAT = 1
+_PARTIAL = ".partial"
+_OURS = re.compile(r"(\d+-\d+-\d+)\.(arrow|npy|faiss)(\.partial)?")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """
+    Attributes:
+        first, last: numbers of the batches in it.
+        row: number of its first row; rows are counted through all segments.
+        rows: how many it has, those that have ended since among them.
+        level: how often segments were put together for it.
+    """
+
+    name: str
+    first: int
+    last: int
+    row: int
+    rows: int
+    level: int = 0
+
+
+def segment_name(generation: int, first: int, last: int) -> str:
+    """Of the batches from `first` to `last`."""
+    return f"{generation:06d}-{first:08d}-{last:08d}"
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """A FAISS index of the rows before `rows`; `exact`: whether its scores are inner products, not guesses of them."""
+
+    name: str
+    rows: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds. Rows keep their numbers within a generation; `optimize` begins a new one."""
+
+    dim: int
+    factory: str
+    generation: int = 0
+    segments: tuple[Segment, ...] = ()
+    index: IndexFile | None = None
+
+    @property
+    def last(self) -> int:
+        """Number of the newest batch; -1: none yet."""
+        return self.segments[-1].last if self.segments else -1
+
+    @property
+    def rows(self) -> int:
+        """How many rows all segments have together."""
+        return self.segments[-1].row + self.segments[-1].rows if self.segments else 0
+
+    def with_segment(self, segment: Segment) -> "Manifest":
+        """The same and one batch more."""
+        return replace(self, segments=(*self.segments, segment))
+
+    def to_json(self) -> bytes:
+        """As `from_json` reads it."""
+        return (json.dumps({"format": _FORMAT, **asdict(self)}) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Manifest":
+        """ValueError: a format that is not ours."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+            raise ValueError(f"{MANIFEST} is of another format than {_FORMAT}: it needs another release of mclfir.")
+        segments = tuple(Segment(**segment) for segment in values.pop("segments"))
+        index = values.pop("index")
+        return cls(**values, segments=segments, index=IndexFile(**index) if index else None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    Attributes:
+        ids: large_string (n,).
+        embeds: float32 (n, D), perhaps memory-mapped.
+        columns: table of n rows, metadata as `columns.py` writes it.
+        ended: int64, numbers of older rows that the batch removes or replaces.
+    """
+
+    ids: pa.Array
+    embeds: np.ndarray = field(repr=False)
+    columns: pa.Table = field(repr=False)
+    ended: np.ndarray = field(repr=False)
+
+
+def read_manifest(folder: Path) -> bytes | None:
+    """The manifest as it stands, None where there is none."""
+    try:
+        # Every call of a store reads it: not through a Path and a buffer, which take longer than the reading.
+        with open(f"{folder}/{MANIFEST}", "rb", buffering=0) as file:
+            return file.readall()
+    except FileNotFoundError:
+        return None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> bytes:
+    """Put a manifest in the old one's place → its bytes. When it returns, what it names is durable."""
+    text = manifest.to_json()
+    flush_folder(folder)  # the files that it names first
+    write_file(folder / MANIFEST, lambda file: file.write(text))
+    flush_folder(folder)
+    return text
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file that is wholly there or not at all. Its name is durable after `flush_folder`."""
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, timeout: float) -> Iterator[None]:
+    """Keep other writers out. TimeoutError where one of them does not finish within `timeout` seconds."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise TimeoutError(
+            f"Another process has been writing to {folder} for {timeout} s. Try again later, or give a larger "
+            "lock_timeout."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_segment(folder: Path, segment: Segment, batch: Batch, blocks: Iterable[np.ndarray] | None = None) -> None:
+    """
+    Args:
+        blocks: the batch's vectors in parts, where they are too large for one; default: `batch.embeds`.
+    """
+    if segment.rows:
+        shape = (segment.rows, batch.embeds.shape[1])
+        write_file(
+            folder / f"{segment.name}.npy",
+            lambda file: _write_npy(file, shape, [batch.embeds] if blocks is None else blocks),
+        )
+    table = batch.columns.add_column(0, "id", batch.ids)
+    table = table.replace_schema_metadata({b"ended": batch.ended.astype("<i8").tobytes()})
+
+    def write(file: BinaryIO) -> None:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    write_file(folder / f"{segment.name}.arrow", write)
+
+
+def read_segment(folder: Path, segment: Segment, dim: int) -> Batch:
+    """
+    A segment, memory-mapped.
+
+    Raises:
+        FileNotFoundError: it is not there (any more).
+        ValueError: the files do not hold what the manifest says.
+    """
+    with pa.memory_map(str(folder / f"{segment.name}.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    ended = np.frombuffer((table.schema.metadata or {}).get(b"ended", b""), dtype="<i8")
+    embeds = np.zeros((0, dim), dtype=np.float32)
+    if segment.rows:
+        embeds = np.load(folder / f"{segment.name}.npy", mmap_mode="r")
+    if len(table) != segment.rows or embeds.shape != (segment.rows, dim):
+        raise ValueError(
+            f"Segment {segment.name} of {folder} should hold {segment.rows} vectors of {dim}; its files hold "
+            f"{len(table)} ids and vectors {embeds.shape}. The folder was changed by something else; take a copy."
+        )
+    ids = table["id"].combine_chunks()
+    ids = ids if isinstance(ids, pa.Array) else pa.concat_arrays(ids.chunks)
+    return Batch(ids, np.asarray(embeds), table.drop_columns(["id"]).replace_schema_metadata(None), ended)
+
+
+def clean(folder: Path, manifest: Manifest) -> None:
+    """Delete what no manifest names: files of a write that was cut off, or of segments put together since."""
+    kept = {segment.name for segment in manifest.segments} | ({manifest.index.name} if manifest.index else set())
+    for path in folder.iterdir():
+        ours = _OURS.fullmatch(path.name)
+        if ours and (ours[3] or ours[1] not in kept):
+            path.unlink(missing_ok=True)
+
+
+def _write_npy(file: BinaryIO, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(np.ascontiguousarray(block, dtype="<f4").data)
