@@ -105,33 +105,44 @@ class RefinedSpaces:
     ) -> None:
         """
         Refine the spaces of an increment that is learned, as `SpaceRefinement` says: every embedding for them changes,
-        so this belongs between learning and indexing.
+        so this belongs between learning and indexing, and before `describe_increment`. Called again, it adds the means
+        of further values, and renews those of the values shown, where whitening and centre stay as they are.
 
         Args:
             embeds: unit-length (n, A, D) of training images for the increment's attributes, from within
-                `with model.unrefined():`.
+                `with model.unrefined():`. Training hands in those of its last steps, in training mode.
             labels: (n, A), below 0: none.
             num_values: V, room for so many values; default: as many as `labels` show.
 
         Raises:
-            ValueError: no such increment, wrong shapes, labels for which there is no room.
+            ValueError: no such increment or one that is described already, wrong shapes, labels for which there is no
+                room.
         """
         spaces, increment = self.config.attribute_range(increment_id), self.config.increments[increment_id]
-        if embeds.ndim != 3 or embeds.shape[1] != len(spaces) or labels.shape != embeds.shape[:2] or not len(embeds):
+        shape = len(spaces), self.config.embed_dim
+        if embeds.shape[1:] != shape or labels.shape != embeds.shape[:2] or not len(embeds):
             raise ValueError(
-                f"Expected embeds (n, {len(spaces)}, D) and labels (n, {len(spaces)}) for increment "
+                f"Expected embeds (n, {shape[0]}, {shape[1]}) and labels (n, {shape[0]}) for increment "
                 f"{increment['name']!r}; got {tuple(embeds.shape)} and {tuple(labels.shape)}."
+            )
+        if "router" in increment:
+            raise ValueError(
+                f"Increment {increment['name']!r} is described already, by the scores of its spaces as they are; "
+                "refine it before describe_increment."
             )
         most = int(labels.max()) + 1
         room = increment.get("refined_values") or max(num_values or most, 1)
         if most > room:
-            raise ValueError(f"labels go up to {most - 1}, but there is room for {room} values; give num_values.")
+            raise ValueError(
+                f"labels go up to {most - 1}, but there is room for {room} values, which the first call settles: give "
+                "num_values there."
+            )
         heads = self.heads[increment_id]
-        if heads.refinement is None:
-            refinement = SpaceRefinement(len(spaces), embeds.shape[2], room)
-            heads.refinement = refinement.to(next(self.parameters()).device)
-            increment["refined_values"] = room
-        heads.refinement.fit(embeds, labels)
+        refinement = heads.refinement
+        if refinement is None:
+            refinement = SpaceRefinement(*shape, room).to(next(self.parameters()).device)
+        refinement.fit(embeds, labels)
+        heads.refinement, increment["refined_values"] = refinement, room
 
     @contextmanager
     def unrefined(self) -> Iterator[None]:

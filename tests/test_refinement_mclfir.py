@@ -132,10 +132,15 @@ def test_what_does_not_fit_is_refused(make_model, images):
     model.add_increment("cut", ["neckline", "sleeve"])
     embeds = model.eval()(images).embeds.detach()
     labels = torch.zeros(len(images), 2, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"Expected embeds \(n, 2, D\)"):
+    with pytest.raises(ValueError, match=r"Expected embeds \(n, 2, 16\)"):
         model.refine_increment(0, embeds[:, :1], labels)
+    with pytest.raises(ValueError, match=r"Expected embeds \(n, 2, 16\)"):
+        model.refine_increment(0, embeds[:, :, :8], labels)
     with pytest.raises(ValueError, match="room for 3 values"):
         model.refine_increment(0, embeds, labels + 3, num_values=3)
     with pytest.raises(ValueError, match="increment_id 1 is not in"):
         model.refine_increment(1, embeds, labels)
-    assert model.heads[0].refinement is None
+    assert model.heads[0].refinement is None and "refined_values" not in model.config.increments[0]
+    model.describe_increment(0, torch.eye(model._pooled_dim)[:2], [0.1, 0.2])
+    with pytest.raises(ValueError, match="described already"):
+        model.refine_increment(0, embeds, labels)

@@ -81,6 +81,11 @@ class ContinualMethod(ABC):
             raise ValueError(
                 f"learn_temperature needs loss 'infonce'; got {settings.loss!r}, which has no temperature."
             )
+        if settings.exemplar_means and not (settings.method == "replay" and settings.refine_spaces):
+            raise ValueError(
+                "exemplar_means keeps the means of refined spaces up by replay's exemplars; got method "
+                f"{settings.method!r} and refine_spaces {settings.refine_spaces}. Leave it out, or take method replay."
+            )
         for name in ("prototype_weight", "classification_weight"):
             if not 0 <= getattr(settings, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0; got {getattr(settings, name)}.")

@@ -57,21 +57,28 @@ def space_fingerprints(model, processor) -> list[str]:
     common = json.dumps(settings, sort_keys=True, default=str)
     state = model.state_dict()
     trunk = tensors_fingerprint({
-        name: tensor for name, tensor in state.items() if name.startswith("mclfir.") and ".lora_" not in name
+        # The first adapter wraps its layers, which changes their names and nothing else.
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if name.startswith("mclfir.") and ".lora_" not in name
     })  # fmt: skip
     found = []
     for increment_id in range(len(model.heads)):
-        adapters = config.running_adapters(increment_id)
+        # By their order, not by the increment's number: the same space may come into another model at another place.
         own = {
-            name: tensor
+            name.removeprefix(f"heads.{increment_id}."): tensor
             for name, tensor in state.items()
             if name.startswith(f"heads.{increment_id}.")
-            or (".lora_" in name and any(f".{adapter}." in name for adapter in adapters))
         }
+        for order, adapter in enumerate(config.running_adapters(increment_id)):
+            own |= {
+                name.replace(f".{adapter}.", f".{order}."): tensor
+                for name, tensor in state.items()
+                if ".lora_" in name and f".{adapter}." in name
+            }
+        part = tensors_fingerprint(own)
         for place, attribute_id in enumerate(config.attribute_range(increment_id)):
             attribute = config.attributes[attribute_id]
-            # Not the increment's number: the same heads may come into another model at another place.
-            part = tensors_fingerprint({name.removeprefix(f"heads.{increment_id}."): own[name] for name in own})
             text = f"{common} {trunk} {part} {place} {attribute}"
             found.append(hashlib.sha256(text.encode()).hexdigest())
     return found

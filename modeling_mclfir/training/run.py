@@ -89,7 +89,8 @@ class Run:
         now = json.loads(json.dumps(self.identity()))
         # A setting that came with a later version was at its default before.
         usual = [asdict(type(part)()) for part in (self.model_args, self.data_args, self.args)]
-        before = state | {"settings": usual[0] | usual[1] | usual[2] | state["settings"]}
+        usual.append({"refine_spaces": False})  # the first version did not have that at all
+        before = state | {"settings": usual[0] | usual[1] | usual[2] | usual[3] | state["settings"]}
         other = [
             f"{key}: {before[part].get(key)!r} before, {value!r} now"
             for part in ("settings", "learned_from")
@@ -167,8 +168,8 @@ class Run:
             self._open_space(self.data.increments[index])
         self.new_heads = range(before, len(self.model.heads))
         # A space that learns on does so as it was learned, not as it was refined.
-        serving = [] if method.retrains else [self.serving(increment_id)]
-        self.resting = {index: self.model.heads[index].refinement for index in serving}
+        learns_on = range(len(self.model.heads)) if method.learns_old_heads else [self.serving(increment_id)]
+        self.resting = {index: self.model.heads[index].refinement for index in learns_on if not method.retrains}
         for index in self.resting:
             self.model.heads[index].refinement = None
         learns = list(range(len(self.model.heads))) if method.retrains else self.serving(increment_id)

@@ -4,7 +4,9 @@
 from collections.abc import Sequence
 
 import torch
+from torch import distributed
 
+from ..losses import world_size
 from ..modeling_mclfir import MclfirForImageRetrieval
 from .batches import IncrementBatches
 
@@ -34,11 +36,17 @@ def refine_spaces(
 def refresh_means(model: MclfirForImageRetrieval, increment_id: int, exemplars: IncrementBatches) -> None:
     """
     The means of an increment's values from its exemplars as the model embeds them now, as in iCaRL
-    (arXiv:1611.07725); its whitening and its centre stay.
+    (arXiv:1611.07725); its whitening and its centre stay, and so do spaces without a map and values without exemplars.
     """
     model.eval()
+    refinement = model.heads[increment_id].refinement
+    if refinement is None:
+        return
     with model.unrefined():
         parts = [(model(**batch["inputs"]).embeds.float(), batch["labels"]) for batch in exemplars.chunks()]
     if parts:
         embeds, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        model.refine_increment(increment_id, embeds, labels)
+        mapped = refinement.means.flatten(1).any(dim=1).cpu()
+        model.refine_increment(increment_id, embeds, labels.masked_fill(~mapped, -1))
+        if world_size() > 1:  # on GPUs embeddings may differ in their last bits: all take the first one's
+            distributed.broadcast(refinement.means, src=0)

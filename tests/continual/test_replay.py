@@ -18,6 +18,7 @@ from modeling_mclfir.continual.herding import herd
 from modeling_mclfir.data.table import load_tables
 from modeling_mclfir.losses import InfoNCE, world_size
 from modeling_mclfir.training.arguments import RunArguments
+from modeling_mclfir.training.space_refinement import refresh_means
 
 REPLAY = {"method": "replay", "adapter_policy": "shared", "exemplars": 24, "replay_batch_size": 8, "epochs": 1}
 NUM_VALUES = [2, 2]
@@ -336,6 +337,40 @@ def test_without_weight_it_is_fine_tuning_bit_for_bit(one_thread, tiny_data, tmp
 def test_what_does_not_go_together_is_refused(tiny_data, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_data, tmp_path / "run", **(REPLAY | changes))
+
+
+def test_old_spaces_learn_on_unrefined(tiny_data, tmp_path, monkeypatch):
+    seen, step = [], Replay.compute_loss
+
+    def watched(self, model, batch):
+        seen.append([heads.refinement is None for heads in self.student.heads])
+        return step(self, model, batch)
+
+    monkeypatch.setattr(Replay, "compute_loss", watched)
+    train(tiny_data, tmp_path / "run", **REPLAY)
+    assert len(seen[-1]) == 3 and all(map(all, seen))
+    assert sum(name.endswith("refinement.means") for name in weights(tmp_path / "run", 2)) == 3
+
+
+def test_a_space_without_a_map_gets_none_from_its_exemplars(make_model, images):
+    model = make_model("resnet").eval()
+    model.add_increment("cut", ["neckline", "sleeve"])
+    embeds = model.eval()(images).embeds.detach()
+    labels = torch.tensor([[0, 1], [0, 0], [0, 1], [0, 0]])  # one neckline
+    model.refine_increment(0, embeds, labels, num_values=2)
+    whitening, means = (getattr(model.heads[0].refinement, name).clone() for name in ("whitening", "means"))
+    inputs = {"pixel_values": images.flip(0), "increment_id": 0}
+    batch = {"inputs": inputs, "labels": torch.tensor([[0, 1], [1, 0]] * 2)}
+    refresh_means(model, 0, SimpleNamespace(chunks=lambda: [batch]))
+    assert torch.equal(model.heads[0].refinement.whitening, whitening)
+    changed = (model.heads[0].refinement.means != means).flatten(1).any(dim=1)
+    assert changed.tolist() == [False, True]
+
+
+def test_means_are_kept_up_by_exemplars_of_refined_spaces_only():
+    for changes in ({"method": "fine_tuning"}, {"refine_spaces": False}):
+        with pytest.raises(ValueError, match="exemplar_means keeps the means of refined spaces"):
+            Replay(settings(exemplar_means=True, **changes))
 
 
 def test_means_of_old_values_follow_their_exemplars(tiny_data, tmp_path):

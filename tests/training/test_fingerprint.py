@@ -31,8 +31,16 @@ def test_every_space_has_its_own(model, processor):
     assert len(set(found)) == 3 and found == space_fingerprints(model, processor)
 
 
-def test_a_further_increment_leaves_the_old_ones(model, processor):
+@pytest.mark.parametrize("base_training", ["none", "first_increment"])
+@pytest.mark.parametrize("adapter_policy", ["per_increment", "frozen"])
+def test_a_further_increment_leaves_the_old_ones(make_model, processor, images, base_training, adapter_policy):
+    """Also where it brings the model's first adapter, which wraps the trunk's layers."""
+    model = make_model("resnet", base_training=base_training, adapter_policy=adapter_policy)
+    model.add_increment("cut", ["neckline", "sleeve"])
+    embeds = model.eval()(images).embeds.detach()
+    model.refine_increment(0, embeds, torch.arange(2 * len(images)).unflatten(0, (-1, 2)) % 3)
     before = space_fingerprints(model, processor)
+    model.add_increment("look", ["colour"])
     model.add_increment("shape", ["fit"])
     after = space_fingerprints(model, processor)
     assert len(after) == 4 and changed(before, after) == []

@@ -71,6 +71,19 @@ def test_what_nothing_is_learned_for_by_steps_is_left_alone(tiny_data, tmp_path,
     assert not refinements(weights(tmp_path / "run", 2))
 
 
+def test_a_run_from_before_there_were_refined_spaces_goes_on_without(tiny_data, tmp_path):
+    train(tiny_data, tmp_path / "run", refine_spaces=False)
+    again = stopped_after(1, tmp_path / "run", tmp_path / "again")
+    state = again / "increment-00" / "training_state.json"
+    saved = json.loads(state.read_text())
+    del saved["settings"]["refine_spaces"], saved["settings"]["exemplar_means"]
+    state.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="refine_spaces: False before, True now"):
+        train(tiny_data, tmp_path / "run", "--resume", "--output_dir", str(again))
+    train(tiny_data, tmp_path / "run", "--resume", "--output_dir", str(again), refine_spaces=False)
+    assert not refinements(weights(again, 2))
+
+
 def test_a_stream_is_refined_like_a_table(tiny_data, tmp_path):
     train(tiny_data, tmp_path / "run", streaming=True)
     last = weights(tmp_path / "run", 2)
