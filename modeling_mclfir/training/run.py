@@ -202,9 +202,9 @@ class Run:
         if self.args.refine_spaces and rows is not None:
             ids = range(len(self.model.heads)) if method.retrains else [self.serving(increment_id)]
             refine_spaces(self.model, ids, rows, self.num_values(increment_id, method))
-            for old in method.exemplars if self.args.exemplar_means else ():
-                if old != increment_id:
-                    views = self.cached_views(self.data.tables["train"])[0]
+            if self.args.exemplar_means:
+                views = self.cached_views(self.data.tables["train"])[0]
+                for old in method.exemplars.keys() - {increment_id}:
                     refresh_means(self.model, self.serving(old), self._exemplars(increment_id, old, method, views))
         self._describe_spaces(method)
 
