@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> dict:
         method.begin_increment(model, increment_id, run.num_values(increment_id, method))
         trainer.train(
             model, method, batches, increment_id, increment.name, progress, bill, data_args.num_workers,
-            finish=partial(run.finish_spaces, increment_id, method),
+            finish=partial(run.finish_spaces, increment_id, method, batches),
         )  # fmt: skip
         model.set_trainable(None)
 

@@ -108,6 +108,13 @@ class IncrementHeads(nn.Module):
     def reset(self) -> None:
         """Draw what the modules' own constructors leave at zero; called once, when an increment is added."""
 
+    def attended(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor | float, torch.Tensor | None]:
+        """
+        What an embedding is, before it gets its length, beside the projected pooled features: (N, A, D), or 0; and the
+        attention as in `forward`. For kinds with a `pooled_projection`.
+        """
+        return 0.0, None
+
     def classify(self, feature_maps: list[torch.Tensor], pooled: torch.Tensor) -> torch.Tensor | None:
         """Logits (N, A) of which attribute an image was drawn for; None where there is no such branch."""
         return None
@@ -165,20 +172,24 @@ class AttributeHeads(IncrementHeads):
         """Prompts in the space of the maps, (A, D)."""
         return self.prompt_projection(self.prompts) if self.use_text else self.prompts
 
+    def attended(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor | float, torch.Tensor | None]:
+        """As in `IncrementHeads`."""
+        if self.fusion is None:
+            return 0.0, None
+        prompts, attention = self.attribute_prompts(), None
+        fused = self.fusion(feature_maps)  # (N, D, H, W)
+        if self.spatial is not None:
+            attended, attention = self.spatial(fused.flatten(2), prompts)
+            attention = attention.unflatten(2, fused.shape[2:])
+        else:  # every place counts alike
+            attended = fused.mean(dim=(2, 3))[:, None].expand(-1, len(prompts), -1)
+        gates = self.channel(attended, prompts) if self.channel is not None else 1.0
+        return attended * gates * self.gain, attention
+
     def forward(self, feature_maps: list[torch.Tensor], pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps (N, C_l, H_l, W_l), pooled (N, C) → embeds (N, A, D) of unit length, attention (N, A, H, W) or None."""
-        embeds, attention = 0, None
+        embeds, attention = self.attended(feature_maps)
         if self.projections is not None:
-            embeds = self.projections(self.pooled_norm(pooled)).unflatten(1, (self.num_attributes, -1))
-        if self.fusion is not None:
-            prompts = self.attribute_prompts()
-            fused = self.fusion(feature_maps)  # (N, D, H, W)
-            if self.spatial is not None:
-                attended, attention = self.spatial(fused.flatten(2), prompts)
-                attention = attention.unflatten(2, fused.shape[2:])
-            else:  # every place counts alike
-                attended = fused.mean(dim=(2, 3))[:, None].expand(-1, len(prompts), -1)
-            gates = self.channel(attended, prompts) if self.channel is not None else 1.0
-            embeds = embeds + attended * gates * self.gain
+            embeds = self.projections(self.pooled_norm(pooled)).unflatten(1, (self.num_attributes, -1)) + embeds
         # Normalised in float32: in half precision the squared sum of a long vector overflows.
         return functional.normalize(embeds.float(), dim=-1), attention

@@ -14,12 +14,14 @@ from .runs import StudyRun
 SHARED = {"adapter_policy": "shared"}
 # An embedding holds a score for each value of an attribute: enough numbers for the largest.
 CLOSED_FORM = {"adapter_policy": "frozen", "head_type": "closed_form", "embed_dim": 128}
-# Of the epochs that all others have, as small batches (so that there are steps to speak of), from one view of each
-# image, begun where few steps are enough. Chosen on Stanford's val.
-TENTH = {"share": 0.1, "head_start": "ridge", "batch_size": 32, "learning_rate": 0.001, "num_views": 1}
+# Heads are solved from the features at the end, not before: the pass for it is what there is to save.
+SOLVED = {"head_start": "random", "head_finish": "ridge", "num_views": 1}
+# Of the epochs that all others have, as small batches (so that there are steps to speak of). Chosen on Stanford's val.
+TENTH = {"share": 0.1, "batch_size": 32, "learning_rate": 0.001, **SOLVED}
 # Name in the study → settings. Those that learn by steps learn the same layers: adapters of upper blocks, and heads.
 # `lora_uncached` is ours with the whole trunk run for every sample.
-# What is lost where an increment may take a tenth of the epochs is told of ours and of static alike.
+# What is lost where an increment may take a tenth of the epochs is told of ours and of static alike; without a step
+# (`solved_heads`) both are the same.
 STUDIED: dict[str, dict[str, Any]] = {
     "zero_shot": {"method": "zero_shot", "adapter_policy": "frozen"},
     "fine_tuning": {"method": "fine_tuning", **SHARED},
@@ -35,6 +37,7 @@ STUDIED: dict[str, dict[str, Any]] = {
     "lora_per_increment": {"method": "fine_tuning", "adapter_policy": "per_increment"},
     "lora_uncached": {"method": "fine_tuning", "adapter_policy": "per_increment", "max_cache_gib": 0},
     "lora_tenth": {"method": "fine_tuning", "adapter_policy": "per_increment", **TENTH},
+    "solved_heads": {"method": "fine_tuning", "adapter_policy": "frozen", "epochs": 0, "first_epochs": 0, **SOLVED},
     "static": {"method": "static", **SHARED},
     "static_tenth": {"method": "static", **SHARED, **TENTH},
 }

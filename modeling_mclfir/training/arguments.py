@@ -13,6 +13,7 @@ from ..configuration_mclfir import ADAPTER_POLICIES, HEAD_TYPES, MASK_TYPES
 from ..continual import METHODS
 
 HEAD_STARTS = ("random", "ridge")
+HEAD_FINISHES = ("learned", "ridge")
 DEFAULT_RECIPE = "atelier"
 _ABOUT = "Learn increments of attributes, one after the other, without forgetting. Without flags: the drawn data set."
 _MODEL_CARDS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -107,11 +108,21 @@ class RunArguments:
             "where epochs are few"
         },
     )
+    head_finish: str = field(
+        default="learned",
+        metadata={
+            "help": "how heads end: as they were learned, or ridge: solved anew by that regression from the features "
+            "that were learned, which takes a pass"
+        },
+    )
     refine_spaces: bool = field(
         default=True,
         metadata={"help": "whiten, centre and sharpen the spaces of an increment once it is learned"},
     )
-    epochs: float = field(default=10.0, metadata={"help": "rows seen an increment, as a multiple of its rows"})
+    epochs: float = field(
+        default=10.0,
+        metadata={"help": "rows seen an increment, as a multiple of its rows; 0 only with --head_finish ridge"},
+    )
     first_epochs: float | None = field(default=None, metadata={"help": "epochs of the first increment, if others"})
     batch_size: int = field(default=128, metadata={"help": "rows of a batch over all processes, even"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches an optimiser step"})
@@ -180,14 +191,19 @@ class RunArguments:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"--method must be one of {sorted(METHODS)}; got {self.method!r}.")
-        if self.epochs <= 0 or (self.first_epochs is not None and self.first_epochs <= 0):
-            raise ValueError(f"--epochs must be above 0; got {self.epochs} (first: {self.first_epochs}).")
+        least = min(self.epochs, self.epochs if self.first_epochs is None else self.first_epochs)
+        if least < 0 or (least == 0 and self.head_finish != "ridge"):
+            raise ValueError(
+                f"--epochs must be above 0, or with --head_finish ridge 0; got {self.epochs} (first: "
+                f"{self.first_epochs})."
+            )
         for name in ("batch_size", "replay_batch_size"):
             size = getattr(self, name)
             if size < 2 or size % 2:
                 raise ValueError(f"--{name} must be even, since rows come in doublets; got {size}.")
-        if self.head_start not in HEAD_STARTS:
-            raise ValueError(f"--head_start must be one of {HEAD_STARTS}; got {self.head_start!r}.")
+        for name, known in (("head_start", HEAD_STARTS), ("head_finish", HEAD_FINISHES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} must be one of {known}; got {getattr(self, name)!r}.")
         at_least = {"gradient_accumulation_steps": 1, "eval_batch_size": 1, "save_steps": 0, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -221,11 +237,12 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
         raise ValueError(f"Recipe {recipe}: unknown settings {unknown}; known are {sorted(known)}.")
     parser.set_defaults(**settings)
     model_args, data_args, args = parser.parse_args_into_dataclasses(args=arguments)[:3]
-    if data_args.streaming and args.head_start == "ridge":
-        raise ValueError(
-            "--head_start ridge looks at rows of an increment before they are learned from, which a stream does not "
-            "offer; leave --streaming out, or take --head_start random."
-        )
+    for name, other in (("head_start", "random"), ("head_finish", "learned")):
+        if data_args.streaming and getattr(args, name) == "ridge":
+            raise ValueError(
+                f"--{name} ridge looks at rows of an increment beside those that are learned from, which a stream "
+                f"does not offer; leave --streaming out, or take --{name} {other}."
+            )
     if data_args.streaming and METHODS[args.method].needs_rows:
         raise ValueError(
             f"--method {args.method} looks at the rows of an increment again, which a stream does not offer; leave "

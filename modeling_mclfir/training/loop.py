@@ -70,10 +70,10 @@ class IncrementTrainer:
         self.identity = identity
 
     def num_steps(self, num_rows: int, increment_id: int) -> int:
-        """Optimiser steps of an increment: `epochs` times its rows."""
+        """Optimiser steps of an increment: `epochs` times its rows, at least one where there are any epochs."""
         first = increment_id == 0 and self.args.first_epochs is not None
         epochs = self.args.first_epochs if first else self.args.epochs
-        return max(1, math.ceil(epochs * num_rows / (self.args.batch_size * self.args.gradient_accumulation_steps)))
+        return math.ceil(epochs * num_rows / (self.args.batch_size * self.args.gradient_accumulation_steps))
 
     def train(
         self,
@@ -93,7 +93,7 @@ class IncrementTrainer:
         """
         args, bill, losses = self.args, Cost(), []
         total = self.num_steps(batches.num_rows, increment_id) if method.trains else 0
-        if method.trains:
+        if total:
             method.recent.limit(batches.num_rows)
             offset = len(progress.loss)
             bill, losses = self._learn(model, method, batches, increment_id, name, total, offset, num_workers)

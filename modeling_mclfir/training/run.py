@@ -23,10 +23,10 @@ from .checkpoint import STATE_FILE, increment_folder, load_increment, read_state
 from .cost import Cost, count_flops
 from .feature_cache import FeatureCache
 from .fused_spaces import describe_increment, not_described, unknown_scores
-from .head_start import start_heads
 from .loop import Progress
 from .open_model import open_model
 from .prompts import PromptEncoder
+from .solved_heads import finish_heads, start_heads
 from .space_refinement import refine_spaces, refresh_means
 
 logger = get_logger(__name__)
@@ -181,24 +181,33 @@ class Run:
 
     def start_heads(self, increment_id: int, method, batches) -> Cost:
         """Begin new heads as `--head_start` says; gives the bill of it."""
-        if self.args.head_start == "random" or not method.trains:
+        if not self._solves(method, "head_start"):
             return Cost()
+        started = time.perf_counter()
+        _, flops = count_flops(lambda: start_heads(self.model, self.new_heads, batches, self._seed(increment_id, 1)))
+        return Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - started)
+
+    def _solves(self, method, setting: str) -> bool:
+        """Whether new heads are to be solved, at their start or finish, and can be; warns where they can't."""
+        if getattr(self.args, setting) != "ridge" or not method.trains or not len(self.new_heads):
+            return False
         lacking = any(self.model.heads[place].pooled_projection is None for place in self.new_heads)
         if self.model.mclfir.trunk_trains or lacking:
             cause = f"head_type {self.model.config.head_type!r} has none" if lacking else "the trunk learns, too"
-            logger.warning(f"--head_start ridge is for projections of a frozen trunk's features; {cause}: random.")
-            return Cost()
-        started, seed = time.perf_counter(), np.random.SeedSequence((self.args.seed, increment_id, 1))
-        _, flops = count_flops(
-            lambda: start_heads(self.model, self.new_heads, batches, int(seed.generate_state(1)[0]))
-        )
-        return Cost(flops=flops * self.accelerator.num_processes, seconds=time.perf_counter() - started)
+            logger.warning(f"--{setting} ridge is for projections of a frozen trunk's features; {cause}: left out.")
+            return False
+        return True
 
-    def finish_spaces(self, increment_id: int, method) -> None:
+    def _seed(self, increment_id: int, purpose: int) -> int:
+        return int(np.random.SeedSequence((self.args.seed, increment_id, purpose)).generate_state(1)[0])
+
+    def finish_spaces(self, increment_id: int, method, batches) -> None:
         """What is worked out for the spaces of an increment once it is learned."""
         for index, refinement in self.resting.items():
             self.model.heads[index].refinement = refinement
         rows = method.recent.rows()
+        if self._solves(method, "head_finish"):
+            rows = finish_heads(self.model, self.new_heads, batches, self._seed(increment_id, 2)) or rows
         if self.args.refine_spaces and rows is not None:
             ids = range(len(self.model.heads)) if method.retrains else [self.serving(increment_id)]
             refine_spaces(self.model, ids, rows, self.num_values(increment_id, method))

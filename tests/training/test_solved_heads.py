@@ -7,8 +7,8 @@ import torch
 from tiny_runs import arguments, assert_equal_runs, assert_equal_weights, stopped_after, train, weights
 from torch.nn import functional
 
-import modeling_mclfir.training.head_start as head_start
-from modeling_mclfir.training.head_start import leave_one_out_ridge, start_heads
+import modeling_mclfir.training.solved_heads as solved_heads
+from modeling_mclfir.training.solved_heads import LeaveOneOutRidge, finish_heads, start_heads
 
 
 def fitted(features, targets, ridge):
@@ -25,7 +25,7 @@ def test_the_ridge_is_the_one_that_predicts_each_row_best_from_the_others(noise)
     features = rng.normal(size=(14, 5)) * np.array([3, 1, 1, 0.3, 0.1])
     targets = features @ rng.normal(size=(5, 3)) + noise * rng.normal(size=(14, 3)) + 2.0
     centred = features - features.mean(0)
-    ridges = np.array(head_start._RIDGES) * np.trace(centred.T @ centred) / 5
+    ridges = np.array(solved_heads._RIDGES) * np.trace(centred.T @ centred) / 5
     errors = []
     for ridge in ridges:
         left_out = []
@@ -36,7 +36,7 @@ def test_the_ridge_is_the_one_that_predicts_each_row_best_from_the_others(noise)
             left_out.append(((targets[row] - features[row] @ weight - bias) ** 2).sum())
         errors.append(sum(left_out))
     expected = fitted(features, targets, ridges[int(np.argmin(errors))])
-    found = leave_one_out_ridge(torch.from_numpy(features), torch.from_numpy(targets))
+    found = LeaveOneOutRidge(torch.from_numpy(features)).solve(torch.from_numpy(targets))
     np.testing.assert_allclose(found[0].numpy(), expected[0], atol=1e-9)
     np.testing.assert_allclose(found[1].numpy(), expected[1], atol=1e-9)
 
@@ -46,6 +46,9 @@ class Heads(torch.nn.Module):
         super().__init__()
         self.pooled_norm = torch.nn.LayerNorm(num_features, elementwise_affine=False)
         self.pooled_projection = torch.nn.Linear(num_features, num_attributes * dim)
+
+    def attended(self, feature_maps):
+        return feature_maps[0][..., None] * 0.3, None
 
 
 class Model(torch.nn.Module):
@@ -63,7 +66,7 @@ class Model(torch.nn.Module):
 
     def mclfir(self, shared_features, increment_id):
         self.runs.append(increment_id)
-        return SimpleNamespace(pooled=shared_features)
+        return SimpleNamespace(pooled=shared_features, feature_maps=[shared_features[:, :2]])
 
 
 def batches(features, labels):
@@ -90,7 +93,7 @@ def expected_scores(features, codes, count):
     """Ridge scores (n, V) of all rows, learned from those with a label; features normalised as the heads do."""
     normal = functional.layer_norm(features, features.shape[1:]).double()
     known = codes >= 0
-    weight, bias = leave_one_out_ridge(normal[known], functional.one_hot(codes[known], count).double())
+    weight, bias = LeaveOneOutRidge(normal[known]).solve(functional.one_hot(codes[known], count).double())
     return (normal @ weight + bias).numpy()
 
 
@@ -101,7 +104,7 @@ def cosines(vectors):
 
 @pytest.mark.parametrize("dim", [16, 4])
 def test_an_embedding_starts_as_the_scores_of_the_values(drawn, monkeypatch, dim):
-    monkeypatch.setattr(head_start, "_NOISE", 0.0)
+    monkeypatch.setattr(solved_heads, "_NOISE", 0.0)
     features, labels = drawn
     torch.manual_seed(3)
     heads = Heads(12, 2, dim)
@@ -123,7 +126,7 @@ def test_a_share_of_what_was_drawn_stays(drawn, monkeypatch):
     features, labels = drawn
     found = []
     for noise in (0.0, 0.25):
-        monkeypatch.setattr(head_start, "_NOISE", noise)
+        monkeypatch.setattr(solved_heads, "_NOISE", noise)
         torch.manual_seed(3)
         heads = Heads(12, 2, 16)
         before = heads.pooled_projection.weight.detach().clone()
@@ -174,6 +177,29 @@ def test_each_increments_heads_learn_from_their_own_attributes(drawn):
     assert np.corrcoef(*(cosines(f.numpy()).ravel() for f in found))[0, 1] > 0.98
 
 
+def test_at_the_end_a_tenth_of_what_was_learned_stays_beside_what_is_solved(drawn):
+    features, labels = drawn
+    heads, solved = Heads(12, 2, 16), Heads(12, 2, 16)
+    with torch.no_grad():  # learned: much longer than what a layer begins with
+        heads.pooled_projection.weight.mul_(7)
+        for parameter in solved.pooled_projection.parameters():
+            parameter.zero_()
+    learned = {name: value.clone() for name, value in heads.pooled_projection.state_dict().items()}
+    start_heads(Model(solved), [0], batches(features, labels), seed=5)
+    embeds, found = finish_heads(Model(heads), [0], batches(features, labels), seed=5)
+    assert torch.equal(found, labels)
+    normal = functional.layer_norm(features, features.shape[1:])
+    expected = []
+    for place in range(2):
+        part, known = slice(16 * place, 16 * (place + 1)), labels[:, place] >= 0
+        old = normal @ learned["weight"][part].T + learned["bias"][part]
+        share = 0.1 * (16 / 3) ** 0.5 / old[known].norm(dim=1).mean()
+        new = normal @ solved.pooled_projection.weight[part].T + solved.pooled_projection.bias[part]
+        expected.append(share * old + new + 0.3 * features[:, place, None])
+    expected = functional.normalize(torch.stack(expected, dim=1).detach(), dim=-1)
+    torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0)
+
+
 def test_at_most_so_many_rows_are_looked_at_evenly(tiny_data):
     from modeling_mclfir.data.augmentation import Augmentation
     from modeling_mclfir.data.increments import load_increments
@@ -222,12 +248,48 @@ def test_a_trunk_that_learns_leaves_nothing_to_regress_from(tiny_data, tmp_path)
 def test_heads_without_such_a_layer_start_as_ever(tiny_data, tmp_path, caplog):
     both = [train(tiny_data, tmp_path / start, head_type="csn", head_start=start) for start in ("random", "ridge")]
     assert both[0]["scores"] == both[1]["scores"]
-    assert "head_type 'csn' has none: random" in caplog.text
+    assert "head_type 'csn' has none: left out" in caplog.text
+
+
+@pytest.mark.parametrize("method, policy", [("fine_tuning", "per_increment"), ("static", "shared")])
+def test_spaces_are_refined_by_the_embeddings_of_the_solved_heads(tiny_data, tmp_path, monkeypatch, method, policy):
+    from modeling_mclfir.training import run as run_module
+
+    seen = []
+
+    def watched(model, increment_ids, batches, seed):
+        embeds, labels = finish_heads(model, increment_ids, batches, seed)
+        with torch.no_grad(), model.unrefined():
+            chunks = [chunk["inputs"] for chunk in batches.chunks()]
+            parts = [
+                torch.cat([model(**inputs | {"increment_id": index}).embeds for inputs in chunks])
+                for index in increment_ids
+            ]
+        torch.testing.assert_close(embeds, torch.cat(parts, dim=1), atol=1e-5, rtol=0)
+        seen.append((embeds.shape[1], labels.shape[1]))
+        return embeds, labels
+
+    monkeypatch.setattr(run_module, "finish_heads", watched)
+    settings = {"method": method, "adapter_policy": policy, "head_finish": "ridge", "epochs": 0.5}
+    train(tiny_data, tmp_path / "run", **settings)
+    assert seen == [(count, count) for count in ([2, 1, 2] if method != "static" else [2, 3, 5])]
+
+
+def test_a_run_that_ends_so_resumes_bit_equal_and_needs_no_step(runs, tiny_data, tmp_path):
+    settings = {"head_finish": "ridge", "epochs": 0}
+    report = train(tiny_data, tmp_path / "none", **settings)
+    assert report["cost"]["samples"] == report["cost"]["steps"] == 0 and report["loss"] == []
+    assert 0 < report["cost"]["flops"] < runs["ridge"][0]["cost"]["flops"]
+    again = stopped_after(1, tmp_path / "none", tmp_path / "again")
+    assert_equal_runs(report, train(tiny_data, again, "--resume", **settings), (tmp_path / "none", again))
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"epochs": 0}, "--epochs must be above 0, or with --head_finish ridge 0"),
+        ({"head_finish": "warm"}, "--head_finish must be one of .*; got 'warm'"),
+        ({"head_finish": "ridge", "streaming": True}, "--head_finish ridge looks at rows .* --head_finish learned"),
         ({"head_start": "warm"}, "--head_start must be one of .*; got 'warm'"),
         ({"head_start": "ridge", "streaming": True}, "--head_start ridge looks at rows .* leave --streaming out"),
     ],
