@@ -16,6 +16,8 @@ SHARED = {"adapter_policy": "shared"}
 CLOSED_FORM = {"adapter_policy": "frozen", "head_type": "closed_form", "embed_dim": 128}
 # Heads are solved from the features at the end, not before: the pass for it is what there is to save.
 SOLVED = {"head_start": "random", "head_finish": "ridge", "num_views": 1}
+# Without a step there is no adapter and no attention to learn.
+UNLEARNED = {"adapter_policy": "frozen", "head_type": "linear"}
 # Of the epochs that all others have, as small batches (so that there are steps to speak of). Chosen on Stanford's val.
 TENTH = {"share": 0.1, "batch_size": 32, "learning_rate": 0.001, **SOLVED}
 # Name in the study → settings. Those that learn by steps learn the same layers: adapters of upper blocks, and heads.
@@ -37,7 +39,7 @@ STUDIED: dict[str, dict[str, Any]] = {
     "lora_per_increment": {"method": "fine_tuning", "adapter_policy": "per_increment"},
     "lora_uncached": {"method": "fine_tuning", "adapter_policy": "per_increment", "max_cache_gib": 0},
     "lora_tenth": {"method": "fine_tuning", "adapter_policy": "per_increment", **TENTH},
-    "solved_heads": {"method": "fine_tuning", "adapter_policy": "frozen", "epochs": 0, "first_epochs": 0, **SOLVED},
+    "solved_heads": {"method": "fine_tuning", "epochs": 0, "first_epochs": 0, **SOLVED, **UNLEARNED},
     "static": {"method": "static", **SHARED},
     "static_tenth": {"method": "static", **SHARED, **TENTH},
 }

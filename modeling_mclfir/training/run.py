@@ -189,14 +189,20 @@ class Run:
 
     def _solves(self, method, setting: str) -> bool:
         """Whether new heads are to be solved, at their start or finish, and can be; warns where they can't."""
-        if getattr(self.args, setting) != "ridge" or not method.trains or not len(self.new_heads):
+        if getattr(self.args, setting) != "ridge" or not method.trains:
             return False
-        lacking = any(self.model.heads[place].pooled_projection is None for place in self.new_heads)
-        if self.model.mclfir.trunk_trains or lacking:
-            cause = f"head_type {self.model.config.head_type!r} has none" if lacking else "the trunk learns, too"
-            logger.warning(f"--{setting} ridge is for projections of a frozen trunk's features; {cause}: left out.")
-            return False
-        return True
+        if not len(self.new_heads):
+            cause = "no heads are new, as a space learns its new values on"
+        elif any(self.model.heads[place].pooled_projection is None for place in self.new_heads):
+            cause = f"head_type {self.model.config.head_type!r} has none"
+        elif self.model.mclfir.trunk_trains:
+            cause = "the trunk learns, too"
+        else:
+            return True
+        if not self.args.epochs:
+            raise ValueError(f"With --epochs 0 only projections of a frozen trunk's features are learned; {cause}.")
+        logger.warning(f"--{setting} ridge is for new projections of a frozen trunk's features; {cause}: left out.")
+        return False
 
     def _seed(self, increment_id: int, purpose: int) -> int:
         return int(np.random.SeedSequence((self.args.seed, increment_id, purpose)).generate_state(1)[0])

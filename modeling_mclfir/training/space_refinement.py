@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from ..losses import world_size
 from ..modeling_mclfir import MclfirForImageRetrieval
@@ -22,13 +22,14 @@ def refine_spaces(
 
     Args:
         increment_ids: whose attributes the rows are of, in their order.
-        rows: embeddings (n, A, D) and labels (n, A) of `RecentRows`.
+        rows: embeddings (n, A, D) and labels (n, A) of `RecentRows`, or of `finish_heads`.
         num_values: of each of these A attributes.
     """
     first = 0
     for increment_id in increment_ids:
         part = slice(first, first + len(model.config.attribute_range(increment_id)))
         model.refine_increment(increment_id, rows[0][:, part], rows[1][:, part], max(num_values[part]))
+        _agree(model.heads[increment_id].refinement)
         first = part.stop
 
 
@@ -48,5 +49,11 @@ def refresh_means(model: MclfirForImageRetrieval, increment_id: int, exemplars: 
         embeds, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         mapped = refinement.means.flatten(1).any(dim=1).cpu()
         model.refine_increment(increment_id, embeds, labels.masked_fill(~mapped, -1))
-        if world_size() > 1:  # on GPUs embeddings may differ in their last bits: all take the first one's
-            distributed.broadcast(refinement.means, src=0)
+        _agree(refinement)
+
+
+def _agree(refinement: nn.Module) -> None:
+    """On GPUs embeddings may differ in their last bits from process to process: all take the first one's maps."""
+    if world_size() > 1:
+        for buffer in refinement.buffers():
+            distributed.broadcast(buffer, src=0)

@@ -284,6 +284,12 @@ def test_a_run_that_ends_so_resumes_bit_equal_and_needs_no_step(runs, tiny_data,
     assert_equal_runs(report, train(tiny_data, again, "--resume", **settings), (tmp_path / "none", again))
 
 
+def test_without_a_step_there_must_be_something_to_solve(tiny_data, tmp_path):
+    settings = {"head_finish": "ridge", "epochs": 0}
+    with pytest.raises(ValueError, match="head_type 'csn' has none"):
+        train(tiny_data, tmp_path / "run", head_type="csn", **settings)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
