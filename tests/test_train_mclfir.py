@@ -294,7 +294,8 @@ def test_two_processes_give_the_run_of_one(run, tmp_path, tiny_data):
             "embeds",
             (embeds[0] - embeds[1]).abs().max().item(),
         )
-        assert torch.allclose(*embeds, atol=1e-5, rtol=0)
+        # A regression makes more of features that differ in their last bits.
+        assert torch.allclose(*embeds, atol=1e-4 if kind == "solved" else 1e-5, rtol=0)
     for kind in ("streaming", "batch_norm"):
         assert json.loads((tmp_path / "two" / kind / "report.json").read_text())["finished"]
     assert "batch normalisation on several CPU processes" in done.stderr + done.stdout

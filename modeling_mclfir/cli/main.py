@@ -10,6 +10,7 @@ COMMANDS = {
     "tag": ("modeling_mclfir.cli.tag", "the value of each attribute of photos, by the vote of a labelled gallery"),
     "attend": ("modeling_mclfir.cli.attend", "heat maps of photos: where it looks for each attribute, and its value"),
     "study": ("modeling_mclfir.cli.study", "continual methods compared: scores, forgetting, costs, pictures"),
+    "study-index": ("modeling_mclfir.cli.study_index", "reindex policies compared on a training run's increments"),
     "prepare": ("modeling_mclfir.cli.prepare", "a data set from its raw form to Parquet shards (data_scripts)"),
 }
 
@@ -31,5 +32,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<13}{about}" for name, (_, about) in COMMANDS.items()]
     return "usage: mclfir COMMAND …\n\n" + "\n".join(lines) + "\n\n`mclfir COMMAND --help` tells its flags.\n"
