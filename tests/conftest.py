@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Before transformers and datasets are imported: no test may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
