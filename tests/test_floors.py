@@ -40,6 +40,7 @@ FLOORS = {
     "evaluation": 5,
     "value_index": 5,
     "study": 6,
+    "catalogue": 6,
     "cli": 7,
     "demo": 7,
 }

@@ -132,7 +132,8 @@ class ApproximateIndex:
         As `search_blocks`, of the index's rows alone: good ones rather than the best. There are never fewer than k of
         them where k are allowed: queries for which the index finds fewer are searched exactly.
         """
-        blocks = [(start, vectors[: self.num_rows - start]) for start, vectors in blocks if start < self.num_rows]
+        if blocks and blocks[-1][0] + len(blocks[-1][1]) > self.num_rows:
+            blocks = [(start, vectors[: self.num_rows - start]) for start, vectors in blocks if start < self.num_rows]
         part = None if allowed is None else allowed[: self.num_rows]
         kept = self.num_rows if part is None else int(np.count_nonzero(part))
         dropped, k = self.num_rows - kept, min(k, kept)
@@ -143,7 +144,7 @@ class ApproximateIndex:
         if self._gpu and (dropped > _DROPPED or self._wanted(k, dropped) > _GPU_K):
             return search_blocks(queries, k, blocks, part)
         found = self._candidates(queries, k, blocks, allowed, dropped)
-        missing = np.flatnonzero(found.counts() < k)
+        missing = () if found.is_full else np.flatnonzero(found.counts() < k)
         if len(missing):
             again = search_blocks(np.ascontiguousarray(queries[missing]), k, blocks, part)
             found.scores[missing], found.rows[missing] = again.scores, again.rows
@@ -217,11 +218,16 @@ def _parameters_of(index, ef_search: int | None, nprobe: int | None, selector, w
 
 
 def _inner_products(queries: np.ndarray, rows: np.ndarray, blocks: Blocks) -> np.ndarray:
-    """Of each query with its own rows, (N, m); of row -1 anything."""
-    scores = np.empty(rows.shape, dtype=np.float32)
-    for place, (query, own) in enumerate(zip(queries, rows, strict=True)):
-        scores[place] = take_rows(blocks, np.maximum(own, 0), queries.shape[1]) @ query
-    return scores
+    """Of each query with its own rows, (N, m); -inf of row -1."""
+    best = np.full(rows.shape, -np.inf, dtype=np.float32)
+    for start, vectors in blocks:
+        # FAISS skips places below 0, or gives them -inf.
+        places = np.where((rows >= start) & (rows < start + len(vectors)), rows - start, -1)
+        scores = np.full_like(best, -np.inf)
+        pointers = (faiss.swig_ptr(array) for array in (scores, queries, vectors, places))
+        faiss.fvec_inner_products_by_idx(*pointers, queries.shape[1], *rows.shape)
+        np.maximum(best, scores, out=best)
+    return best
 
 
 def _make(factory: str, dim: int) -> faiss.Index:

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import gt
 
 import faiss
 import numpy as np
@@ -14,26 +15,33 @@ from .rows import take_rows
 _SELECTOR_QUERIES = 4
 _GATHERED_ROWS = 65_536
 _DROPPED = 16
+# Up to so many numbers are looked at by Python itself. A search has emptied the processor's cache: there, what NumPy
+# and Arrow do for a whole array begins with a hundred microseconds of fetching their code.
+_FEW = 128
 
 
 class Found:
-    """The best rows of each query so far: scores (N, m) descending, -inf behind the last; rows (N, m), -1 there."""
+    """
+    The best rows of each query so far: scores (N, m) descending, -inf behind the last; rows (N, m), -1 there.
+
+    `is_full`: it is known that each query has as many rows as there are columns.
+    """
 
     def __init__(self, num_queries: int, k: int):
-        self.k = k
-        self.scores = np.zeros((num_queries, 0), dtype=np.float32)
-        self.rows = np.zeros((num_queries, 0), dtype=np.int64)
+        self.k, self.is_full = k, False
+        self.scores = np.empty((num_queries, 0), dtype=np.float32)
+        self.rows = np.empty((num_queries, 0), dtype=np.int64)
 
     def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
         """Merge in further rows, none of which is there yet; of equal scores the lower row comes first."""
-        if not self.scores.shape[1] and (rows >= 0).all() and (scores[:, 1:] < scores[:, :-1]).all():
-            self.scores, self.rows = scores[:, : self.k], rows[:, : self.k]
+        if not self.scores.shape[1] and _is_sorted(scores, rows):
+            self.scores, self.rows, self.is_full = scores[:, : self.k], rows[:, : self.k], True
             return
         scores = np.where(rows >= 0, scores, -np.inf)
         if self.scores.shape[1]:
             scores, rows = np.concatenate([self.scores, scores], 1), np.concatenate([self.rows, rows], 1)
-        order = np.lexsort((np.where(rows >= 0, rows, np.iinfo(np.int64).max), -scores), axis=1)[:, : self.k]
-        self.scores, self.rows = (np.take_along_axis(part, order, 1) for part in (scores, rows))
+        self.scores, self.rows = _best_columns(scores, rows, self.k)
+        self.is_full = self.rows.size > 0 and bool(self.rows[:, -1].min() >= 0)
 
     def counts(self) -> np.ndarray:
         """How many rows each query has: (N,)."""
@@ -41,9 +49,14 @@ class Found:
 
     def named(self, names: pa.Array) -> tuple[list[list[str]], list[np.ndarray]]:
         """Ids and scores of each query, where `names` are those of all rows."""
+        if self.is_full:
+            width = self.rows.shape[1]
+            rows = self.rows.ravel()
+            few = rows.size <= _FEW
+            ids = [names[row].as_py() for row in rows.tolist()] if few else names.take(pa.array(rows)).to_pylist()
+            return [ids[start : start + width] for start in range(0, len(ids), width)], list(self.scores)
         counts = self.counts().tolist()
-        rows = self.rows.ravel() if sum(counts) == self.rows.size else self.rows[self.rows >= 0]
-        ids = names.take(pa.array(rows)).to_pylist()
+        ids = names.take(pa.array(self.rows[self.rows >= 0])).to_pylist()
         starts = [0, *accumulate(counts)]
         ids = [ids[start : start + count] for start, count in zip(starts, counts, strict=False)]
         return ids, [row[:count] for row, count in zip(self.scores, counts, strict=True)]
@@ -60,6 +73,8 @@ def search_blocks(
         blocks: first row and vectors of each block.
         allowed: bool, by row; None: all.
     """
+    if allowed is None and len(blocks) == 1 and not blocks[0][0]:
+        return _search_block(queries, k, blocks[0][1], None, len(blocks[0][1]))
     found = Found(len(queries), k)
     for start, vectors in blocks:
         part = None if allowed is None else allowed[start : start + len(vectors)]
@@ -78,6 +93,27 @@ def search_rows(queries: np.ndarray, k: int, blocks: Sequence[tuple[int, np.ndar
         scores, places = _best(queries, k, take_rows(blocks, part, queries.shape[1]))
         found.add(scores, np.where(places >= 0, part[places], -1))
     return found
+
+
+def _is_sorted(scores: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether no row is lacking, and each score is lower than the one before it."""
+    if len(rows) == 1 and rows.size <= _FEW:
+        one = scores[0].tolist()
+        return min(rows[0].tolist(), default=-1) >= 0 and all(map(gt, one, one[1:]))
+    return rows.size > 0 and rows.min() >= 0 and bool((scores[:, 1:] < scores[:, :-1]).all())
+
+
+def _best_columns(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each query in order, of equal ones the lowest rows; -1 last."""
+    order = np.argsort(-scores, axis=1)[:, : k + 1]  # several times quicker than by two keys
+    first, their = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    equal = np.flatnonzero(((first[:, 1:] == first[:, :-1]) & (their[:, 1:] >= 0)).any(axis=1))
+    first, their = first[:, :k], their[:, :k]
+    if len(equal):
+        scores, rows = scores[equal], rows[equal]
+        order = np.lexsort((np.where(rows >= 0, rows, np.iinfo(np.int64).max), -scores), axis=1)[:, :k]
+        first[equal], their[equal] = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    return first, their
 
 
 def _search_block(queries: np.ndarray, k: int, vectors: np.ndarray, allowed: np.ndarray | None, kept: int) -> Found:
@@ -118,7 +154,11 @@ def _best(queries: np.ndarray, k: int, vectors: np.ndarray, selector=None) -> tu
     scores, rows = _knn(queries, min(k + 1, limit), vectors, selector)
     if k >= limit:
         return scores, rows
-    for place in np.flatnonzero((rows[:, k] >= 0) & (scores[:, k - 1] == scores[:, k])).tolist():
+    if len(rows) == 1:
+        equal = [0] if rows[0, k] >= 0 and scores[0, k - 1] == scores[0, k] else []
+    else:
+        equal = np.flatnonzero((rows[:, k] >= 0) & (scores[:, k - 1] == scores[:, k])).tolist()
+    for place in equal:
         query, wanted = queries[place : place + 1], k + 1
         several = scores[place : place + 1], rows[place : place + 1]
         while wanted < limit and several[1][0, -1] >= 0 and several[0][0, -1] == several[0][0, k - 1]:

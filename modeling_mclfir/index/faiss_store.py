@@ -2,10 +2,10 @@
 """The store in process: FAISS over vectors in memory or in a folder that several processes share."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,8 @@ from . import approximate, folder_state
 from .columns import to_table
 from .exact import search_blocks
 from .folder_state import Settings, State
-from .segments import LOCK, MANIFEST, Batch, Manifest, clean, locked, read_manifest, write_manifest
+from .rows import Rows
+from .segments import LOCK, MANIFEST, Batch, Manifest, ManifestFile, clean, locked, read_manifest, write_manifest
 from .store import (
     Entries,
     Filter,
@@ -28,6 +29,7 @@ from .store import (
 
 _TRIES = 100
 _ENDED_ROWS = 10_000
+T = TypeVar("T")
 
 
 class FaissStore(VectorStore):
@@ -80,6 +82,7 @@ class FaissStore(VectorStore):
             raise ValueError(f"rescore must be at least 0; got {rescore}.")
         self._settings = Settings(device, mmap, ef_search, nprobe, rescore)
         self._folder = None if folder is None else Path(folder)
+        self._file = None if folder is None else ManifestFile(self._folder)
         self._guard = threading.RLock()
         self._lock_timeout = lock_timeout
         self._text: bytes | None = None
@@ -147,22 +150,23 @@ class FaissStore(VectorStore):
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f"k must be a whole number of at least 1; got {k!r}.")
         wanted, exclude = checked_filter(filter), checked_ids(exclude, unique=False)
-        with self._reading() as state:
+        with self._guard:
+            self._refresh()
             # What is taken here never changes, so that other threads may write while this one searches.
-            allowed = state.rows.mask(wanted, exclude)
-            blocks, names, index = state.rows.blocks(), state.rows.id_array(), state.index
+            rows, index = self._state.rows, self._state.index
+            allowed, blocks, names = rows.mask(wanted, exclude), rows.blocks(), rows.id_array()
         k = min(int(k), len(names))
         if not len(queries) or not k:
             return SearchResult([[] for _ in queries], [np.zeros(0, dtype=np.float32) for _ in queries])
         if index is None:
             return SearchResult(*search_blocks(queries, k, blocks, allowed).named(names))
         found = index.search(queries, k, blocks, allowed)
-        rest = [
-            (max(start, index.num_rows), vectors[max(0, index.num_rows - start) :])
-            for start, vectors in blocks
-            if start + len(vectors) > index.num_rows
-        ]
-        if rest:
+        if index.num_rows < len(names):
+            rest = [
+                (max(start, index.num_rows), vectors[max(0, index.num_rows - start) :])
+                for start, vectors in blocks
+                if start + len(vectors) > index.num_rows
+            ]
             near, found = found, search_blocks(queries, k, rest, allowed)
             found.add(near.scores, near.rows)
         return SearchResult(*found.named(names))
@@ -177,22 +181,19 @@ class FaissStore(VectorStore):
                 raise KeyError(f"{len(missing)} ids are not in the store: {missing[:10]}")
             return state.rows.entries(rows)
 
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        """As the contract says."""
+        ids = checked_ids(ids, unique=False)
+        with self._reading() as state:
+            return (state.rows.find(ids) >= 0).tolist()
+
     def scroll(self, batch_size: int = 1000, filter: Filter | None = None) -> Iterator[Entries]:
         """As the contract says: the entries of this moment, in the order in which they were added."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}.")
-        wanted = checked_filter(filter)
-        with self._reading() as state:
-            allowed, rows = state.rows.mask(wanted), state.rows
-            found = np.arange(rows.num_rows) if allowed is None else np.flatnonzero(allowed)
+        return self._batches(batch_size, filter, lambda rows, some: rows.entries(some))
 
-        def batches() -> Iterator[Entries]:
-            for start in range(0, len(found), batch_size):
-                with self._guard:
-                    entries = rows.entries(found[start : start + batch_size])
-                yield entries
-
-        return batches()
+    def scroll_ids(self, batch_size: int = 10_000, filter: Filter | None = None) -> Iterator[list[str]]:
+        """As the contract says: the entries of this moment, in the order in which they were added."""
+        return self._batches(batch_size, filter, lambda rows, some: rows.id_array().take(pa.array(some)).to_pylist())
 
     def count(self, filter: Filter | None = None) -> int:
         """As the contract says."""
@@ -216,6 +217,25 @@ class FaissStore(VectorStore):
         """As the contract says. Nothing needs to be written: every batch is."""
         with self._guard:
             self._state, self._closed = None, True
+            if self._file is not None:
+                self._file.close()
+
+    def _batches(self, batch_size: int, filter: Filter | None, take: Callable[[Rows, np.ndarray], T]) -> Iterator[T]:
+        """What `take` makes of the rows of this moment, some at a time."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1; got {batch_size!r}.")
+        wanted = checked_filter(filter)
+        with self._reading() as state:
+            allowed, rows = state.rows.mask(wanted), state.rows
+            found = np.arange(rows.num_rows) if allowed is None else np.flatnonzero(allowed)
+
+        def batches() -> Iterator[T]:
+            for start in range(0, len(found), batch_size):
+                with self._guard:
+                    part = take(rows, found[start : start + batch_size])
+                yield part
+
+        return batches()
 
     def _create(self, dim: int | None, factory: str) -> None:
         if dim is None:
@@ -273,16 +293,17 @@ class FaissStore(VectorStore):
                 yield self._state
 
     def _refresh(self) -> None:
-        """Take in what other processes have written; where nothing is new, it costs one read of a small file."""
+        """Take in what other processes have written; where nothing is new, it costs one look at a small file."""
         if self._closed:
             raise ValueError("The store is closed; open another one.")
-        if self._folder is None:
+        if self._folder is None or self._file.is_still(self._text):
             return
         for _ in range(_TRIES):
-            text = read_manifest(self._folder)
+            text = self._file.read()
             if text is None:
                 raise FileNotFoundError(f"{self._folder / MANIFEST} is gone: somebody deleted or moved the store.")
             if text == self._text:
+                self._text = text  # the very one that `is_still` compares
                 return
             state, before, self._text = self._state if self._text else None, self._text, None
             try:

@@ -169,11 +169,29 @@ class MilvusStore(VectorStore):
             raise KeyError(f"{len(missing)} ids are not in {self.collection!r}: {missing[:10]}.")
         return self._entries([found[name] for name in names])
 
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        """Of each id whether it is there."""
+        keys = [encoded_id(name) for name in checked_ids(ids, unique=False)]
+        found, wanted = set(), list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), self._batch_size):
+            with self._turns.reading():
+                rows = self._query(in_list(ID, wanted[start : start + self._batch_size]), [ID])
+            found |= {row[ID] for row in rows}
+        return [key in found for key in keys]
+
     def scroll(self, batch_size: int = 1000, filter: Filter | None = None) -> Iterator[Entries]:
         """Every entry once, by id; what is added meanwhile may be among them."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        return self._pages(self._page(batch_size), expression(checked_filter(filter)))
+        fields = [ID, VECTOR, METADATA]
+        return map(self._entries, self._pages(self._page(batch_size), expression(checked_filter(filter)), fields))
+
+    def scroll_ids(self, batch_size: int = 10_000, filter: Filter | None = None) -> Iterator[list[str]]:
+        """As `scroll`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        pages = self._pages(min(batch_size, _MAX_ROWS), expression(checked_filter(filter)), [ID])
+        return ([decoded_id(row[ID]) for row in page] for page in pages)
 
     def count(self, filter: Filter | None = None) -> int:
         """How many entries there are, or match: counted, not estimated."""
@@ -256,7 +274,7 @@ class MilvusStore(VectorStore):
                 )
         return hits
 
-    def _pages(self, page: int, condition: str | None) -> Iterator[Entries]:
+    def _pages(self, page: int, condition: str | None, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
         if condition is None:
             return
         self._settle()
@@ -266,7 +284,7 @@ class MilvusStore(VectorStore):
                 self.collection,
                 batch_size=page,
                 filter=condition,
-                output_fields=[ID, VECTOR, METADATA],
+                output_fields=fields,
                 consistency_level=self._consistency,
             )
         try:
@@ -275,7 +293,7 @@ class MilvusStore(VectorStore):
                     batch = self._milvus.tried(rows.next, "query_iterator")
                 if not batch:
                     return
-                yield self._entries(batch)
+                yield batch
         finally:
             rows.close()
 

@@ -33,6 +33,7 @@ class Rows:
         self._starts: list[int] = []
         self._blocks: list[np.ndarray] = []
         self._room = 0  # rows that the last block has left
+        self._views: list[tuple[int, np.ndarray]] | None = None
         self._alive = np.ones(0, dtype=bool)
         self._masks: dict[str, np.ndarray] = {}
 
@@ -63,11 +64,12 @@ class Rows:
         return self._alive[: self.num_rows].copy()
 
     def blocks(self) -> list[tuple[int, np.ndarray]]:
-        """First row and vectors of each block."""
-        ends = [*self._starts, self.num_rows][1:]
-        return [
-            (start, block[: end - start]) for start, end, block in zip(self._starts, ends, self._blocks, strict=True)
-        ]
+        """First row and vectors of each block; the list is not to be written to."""
+        if self._views is None:
+            ends = [*self._starts, self.num_rows][1:]
+            parts = zip(self._starts, ends, self._blocks, strict=True)
+            self._views = [(start, block[: end - start]) for start, end, block in parts]
+        return self._views
 
     def id_array(self) -> pa.Array:
         """Ids of all rows; it shares their memory."""
@@ -88,6 +90,8 @@ class Rows:
 
         The last few masks are kept: they are not to be written to.
         """
+        if not wanted and not len(exclude) and not self.num_ended:
+            return None
         excluded = self.find(exclude) if len(exclude) else np.zeros(0, dtype=np.int64)
         excluded = excluded[excluded >= 0]
         if not wanted and not len(excluded) and not self.num_ended:
@@ -122,6 +126,7 @@ class Rows:
         else:
             self._fill(batch.embeds)
         self.num_rows += count
+        self._views = None
 
     def _fill(self, embeds: np.ndarray) -> None:
         """Copy vectors to memory. A new block is half as long as everything before it: few blocks, none is moved."""
@@ -197,15 +202,24 @@ class IdColumn:
         else:  # a dictionary of all names would be larger than their vectors
             rows = np.fromiter(self._recent.values(), dtype=np.int64, count=len(self._recent))
             hashes = np.fromiter(map(hash, self._recent), dtype=np.int64, count=len(self._recent))
-            found = [(self._hashes, self._rows), (hashes, rows)]
+            found, self._recent = [(hashes, rows)], {}
             for start, part in _parts(names, new):
                 hashes = np.fromiter(map(hash, part), dtype=np.int64, count=len(part))
                 found.append((hashes, np.arange(start, start + len(part))))
-            hashes, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            hashes, rows = hashes[alive[rows]], rows[alive[rows]]
-            order = np.argsort(hashes)
-            self._hashes, self._rows, self._recent = hashes[order], rows[order], {}
+            self._merge(*(np.concatenate(parts) for parts in zip(*found, strict=True)), alive)
         self._known = self._num_rows
+
+    def _merge(self, hashes: np.ndarray, rows: np.ndarray, alive: np.ndarray) -> None:
+        """Put further hashes in their places, and leave out those of rows that have ended."""
+        kept = alive[self._rows]
+        if not kept.all():
+            self._hashes, self._rows = self._hashes[kept], self._rows[kept]
+        hashes, rows = hashes[alive[rows]], rows[alive[rows]]
+        order = np.argsort(hashes)
+        places = np.searchsorted(self._hashes, hashes[order])
+        self._hashes, self._rows = (
+            np.insert(old, places, new[order]) for old, new in ((self._hashes, hashes), (self._rows, rows))
+        )
 
 
 def take_rows(blocks: Sequence[tuple[int, np.ndarray]], rows: np.ndarray, dim: int) -> np.ndarray:
@@ -219,7 +233,7 @@ def take_rows(blocks: Sequence[tuple[int, np.ndarray]], rows: np.ndarray, dim: i
     return found
 
 
-def _parts(names: pa.Array, rows: range, size: int = 65_536) -> Iterator[tuple[int, list[str]]]:
+def _parts(names: pa.Array, rows: range, size: int = 8192) -> Iterator[tuple[int, list[str]]]:
     """Names of consecutive rows, some at a time: as Python's objects they are large."""
     for start in range(rows.start, rows.stop, size):
         yield start, names.slice(start, min(size, rows.stop - start)).to_pylist()

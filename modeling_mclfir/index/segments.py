@@ -115,11 +115,58 @@ class Batch:
 def read_manifest(folder: Path) -> bytes | None:
     """The manifest as it stands, None where there is none."""
     try:
-        # Every call of a store reads it: not through a Path and a buffer, which take longer than the reading.
-        with open(f"{folder}/{MANIFEST}", "rb", buffering=0) as file:
-            return file.readall()
+        return (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         return None
+
+
+class ManifestFile:
+    """
+    The file of the manifest that was read last, held open. Manifests are never written to, only replaced, and while a
+    file is open no other one can have its number: as long as the number is the same, so is the content.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = f"{folder}/{MANIFEST}"
+        self._file: BinaryIO | None = None
+        self._mark: tuple[int, ...] = ()
+        self._text: bytes | None = None
+
+    def is_still(self, text: bytes | None) -> bool:
+        """Whether the manifest is the file that was read last, and this was its text. It reads nothing."""
+        if text is None or text != self._text:
+            return False
+        try:
+            # Opened, not asked for by its name: a network file system answers that from memory.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return _mark_of(descriptor) == self._mark
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> bytes | None:
+        """The manifest as it stands, None where there is none."""
+        self.close()
+        try:
+            # Not through a Path and a buffer, which take longer than the reading.
+            self._file = open(self._path, "rb", buffering=0)
+        except FileNotFoundError:
+            return None
+        self._mark, self._text = _mark_of(self._file.fileno()), self._file.readall()
+        return self._text
+
+    def close(self) -> None:
+        """Let go of the file. Twice does no harm."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._text = None
+
+
+def _mark_of(descriptor: int) -> tuple[int, ...]:
+    found = os.fstat(descriptor)
+    return found.st_ino, found.st_dev, found.st_mtime_ns, found.st_size
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> bytes:

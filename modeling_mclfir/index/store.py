@@ -102,8 +102,16 @@ class VectorStore(ABC):
         """The entries of these ids, in this order. KeyError names those that are not there."""
 
     @abstractmethod
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        """Of each id whether it is there, without a look at vectors and metadata."""
+
+    @abstractmethod
     def scroll(self, batch_size: int = 1000, filter: Filter | None = None) -> Iterator[Entries]:
         """Every entry once, in batches of up to `batch_size`. ValueError: a size below 1, a filter that is none."""
+
+    @abstractmethod
+    def scroll_ids(self, batch_size: int = 10_000, filter: Filter | None = None) -> Iterator[list[str]]:
+        """The ids of `scroll`, without vectors and metadata."""
 
     @abstractmethod
     def count(self, filter: Filter | None = None) -> int:

@@ -36,7 +36,8 @@ def write(folder: Path, factory: str, writer: str, batches: int) -> None:
     """
     In each batch five entries and both halves of a pair, of which there is one a writer; the batch three before goes.
     """
-    with FaissStore(folder, DIM, factory) as store:
+    # The lock is nobody's by turns: on a busy machine one writer may wait long for the other.
+    with FaissStore(folder, DIM, factory, lock_timeout=600) as store:
         for batch in range(batches):
             ids = [f"{writer}-head", *ids_of(writer, batch), f"{writer}-tail"]
             store.add(
@@ -63,7 +64,7 @@ def read(folder: Path, factory: str, batches: int) -> int:
                 newest[writer] = check_state(writer, newest[writer], embeds, columns)
             states.add(tuple(newest.values()))
             check_search(store, newest)
-            time.sleep(0.005)  # let the writers on, where there are fewer cores than readers
+            time.sleep(0.02)  # let the writers on, where there are fewer cores than readers
     return len(states)
 
 

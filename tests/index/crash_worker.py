@@ -102,6 +102,14 @@ def acknowledged(reading: int) -> int:
         return len(pipe.read())
 
 
+def steps_seen(reading: int, wanted: int) -> int:
+    """Wait until a living child has acknowledged so many steps → how many were read; fewer if it is dead."""
+    seen = 0
+    while seen < wanted and (news := os.read(reading, wanted - seen)):
+        seen += len(news)
+    return seen
+
+
 def work(folder: Path, factory: str, first: int, last: int, pipe: int) -> None:
     with FaissStore(folder, DIM, factory) as store:
         for step in range(first, last):
@@ -113,11 +121,15 @@ def kill_at_random(folder: Path, factory: str, kills: int, seed: int) -> dict:
     delays, done, halves = random.Random(seed), 0, 0
     for _ in range(kills):
         child, reading = forked(lambda pipe, first=done: work(folder, factory, first, 1_000_000, pipe))
-        time.sleep(delays.uniform(0.0, 0.3))
+        # After none to three steps and a part of the next one: on a busy machine, time alone would end it before any.
+        started = time.monotonic()
+        seen = steps_seen(reading, delays.randrange(4))
+        step = (time.monotonic() - started) / seen if seen else 0.05
+        time.sleep(delays.uniform(0.0, min(step, 0.3)))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the child ended before it was killed"
-        known = done + acknowledged(reading)
+        known = done + seen + acknowledged(reading)
         done = check(folder, factory, known)
         halves += done > known
     child, reading = forked(lambda pipe: work(folder, factory, done, done + 20, pipe))

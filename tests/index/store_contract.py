@@ -65,7 +65,8 @@ class StoreContract:
         found = store.search(vectors(2, store.dim), 3)
         assert found.ids == [[], []] and [len(scores) for scores in found.scores] == [0, 0]
         assert store.count() == 0 and store.count({"colour": "red"}) == 0
-        assert list(store.scroll()) == []
+        assert list(store.scroll()) == [] and list(store.scroll_ids()) == []
+        assert store.has(["nobody"]) == [False]
         assert store.remove(["nobody"]) == 0
         store.add([], np.zeros((0, store.dim)))
         assert store.count() == 0 and len(store.get([])) == 0
@@ -90,6 +91,20 @@ class StoreContract:
         np.testing.assert_array_equal(found.embeds, np.stack([model[name][0] for name in names]))
         assert found.metadata[3] == {"colour": "blue", "place": 7, "sold": False}
         assert [type(value) for value in found.metadata[0].values()] == [str, int, bool]
+
+    def test_ids_alone(self, store):
+        model = fill(store)
+        store.remove(["item-3"])
+        del model["item-3"]
+        names = ["item-7", "nobody", "item-3", "item-0", "item-7", "item"]
+        assert store.has(names) == [True, False, False, True, True, False]
+        assert store.has([]) == [] and store.has(np.array(["item-1"])) == [True]
+        pages = list(store.scroll_ids(batch_size=7))
+        assert all(0 < len(page) <= 7 for page in pages)
+        assert sorted(name for page in pages for name in page) == sorted(model)
+        red = {name for name, (_, metadata) in model.items() if metadata["colour"] == "red"}
+        assert {name for page in store.scroll_ids(filter={"colour": "red"}) for name in page} == red
+        assert list(store.scroll_ids(filter={"colour": []})) == []
 
     def test_an_id_added_again_is_replaced_with_its_metadata(self, store):
         model = fill(store)
@@ -218,6 +233,8 @@ class StoreContract:
             (lambda store: store.search(np.zeros((1, store.dim)), 1, ["c"]), "maps columns"),
             (lambda store: store.count({"c": [None]}), "'c' must be"),
             (lambda store: store.scroll(0), "batch_size"),
+            (lambda store: store.scroll_ids(0), "batch_size"),
+            (lambda store: store.has([3]), "got 3"),
             (lambda store: store.scroll(10, {"c": object()}), "'c' must be"),
         ],
     )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file that says what an index alone does not know: backend, sources, checkpoints, and what was done when."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..index.segments import flush_folder, locked, write_file
+from ..index.spaces import now
+
+SETTINGS = "catalogue.json"
+_FORMAT = 1
+_KEPT_EVENTS = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    Attributes:
+        backend: kind of store and how it is opened; never a token.
+        attributes: whose spaces the catalogue has; None: all that a checkpoint brings.
+        sources: descriptions, in the order in which they were last used.
+        checkpoints: where, model revision, and space → fingerprint; in the order in which they were last
+            built, landed or filled with.
+        events: what was done when, oldest first; the last thousand.
+    """
+
+    backend: dict[str, Any]
+    attributes: list[str] | None = None
+    sources: tuple[dict[str, Any], ...] = ()
+    checkpoints: tuple[dict[str, Any], ...] = ()
+    events: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    def with_source(self, source: dict[str, Any]) -> "Settings":
+        """The same with a source as the newest."""
+        return replace(self, sources=(*(other for other in self.sources if other != source), source))
+
+    def with_checkpoint(self, path: str, model_revision: str, fingerprints: Mapping[str, str]) -> "Settings":
+        """The same with a checkpoint as the newest."""
+        entry = {"path": path, "model_revision": model_revision, "fingerprints": dict(fingerprints)}
+        kept = (other for other in self.checkpoints if other["path"] != path)  # what was there before is there no more
+        return replace(self, checkpoints=(*kept, entry))
+
+    def with_attributes(self, attributes: Sequence[str]) -> "Settings":
+        """The same for other attributes."""
+        return replace(self, attributes=list(attributes))
+
+    def with_event(self, event: str, **details: Any) -> "Settings":
+        """The same and one event more."""
+        return replace(self, events=(*self.events, {"time": now(), "event": event} | details)[-_KEPT_EVENTS:])
+
+
+def read_settings(folder: Path) -> Settings:
+    """
+    Raises:
+        FileNotFoundError: there is no catalogue.
+        ValueError: something else than ours, or by a newer program.
+    """
+    try:
+        text = (folder / SETTINGS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{folder} holds no catalogue ({SETTINGS}); `mclfir index build --index {folder} …` makes one."
+        ) from None
+    try:
+        values = json.loads(text)
+        form = values.pop("format")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ValueError(
+            f"{folder / SETTINGS} says nothing of a catalogue; it was changed by something else."
+        ) from None
+    if form != _FORMAT:
+        raise ValueError(f"{folder / SETTINGS} has format {form}; this program reads {_FORMAT}. Update it.")
+    return Settings(**{name: tuple(value) if isinstance(value, list) and name != "attributes" else value
+                       for name, value in values.items()})  # fmt: skip
+
+
+def make_settings(folder: Path, settings: Settings) -> Settings:
+    """
+    Write the settings of a new catalogue; where there is one, its own.
+
+    Raises:
+        ValueError: the one that is there has another backend, or the folder holds something else.
+    """
+    if not (folder / SETTINGS).exists():
+        others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if any(not name.startswith((".lock", SETTINGS)) for name in others):
+            raise ValueError(f"{folder} holds something else than a catalogue: {sorted(others)[:5]}. Take another.")
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, 60):
+            if not (folder / SETTINGS).exists():  # another process may have been quicker
+                _write(folder, settings)
+    found = read_settings(folder)
+    other = {key: value for key, value in settings.backend.items() if found.backend.get(key) != value}
+    if other:
+        raise ValueError(
+            f"The catalogue in {folder} is kept with {found.backend}; got {other}. Leave these flags out, or build "
+            "another catalogue."
+        )
+    return found
+
+
+def change_settings(folder: Path, change: Callable[[Settings], Settings]) -> Settings:
+    """Settings as they stand → as they shall be, while nobody else changes them."""
+    with locked(folder, 60):
+        before = read_settings(folder)
+        after = change(before)
+        if after != before:
+            _write(folder, after)
+        return after
+
+
+def _write(folder: Path, settings: Settings) -> None:
+    text = (json.dumps({"format": _FORMAT} | asdict(settings), indent=1) + "\n").encode()
+    write_file(folder / SETTINGS, lambda file: file.write(text))
+    flush_folder(folder)
