@@ -224,7 +224,7 @@ train_mclfir.main([*arguments, "--resume"])
 """
 
 
-def launch(script, *arguments, processes=2, timeout=240, flag="--multi_gpu"):
+def launch(script, *arguments, processes=2, timeout=600, flag="--multi_gpu"):
     """Run a script under accelerate launch, one thread a process."""
     import os
     import socket
