@@ -2,7 +2,8 @@
 """mclfir: fashion retrieval that learns new attributes without forgetting old ones and without reindexing.
 
 Names are imported on first use, so that a tool which needs only the metrics or an index does not wait for torch. With
-transformers at hand, `AutoConfig`, `AutoModel` and `AutoImageProcessor` know mclfir checkpoints after this import.
+transformers at hand, `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `AutoProcessor` know mclfir checkpoints after
+this import.
 """
 
 import importlib
@@ -19,9 +20,13 @@ _HOMES = {
     "MclfirConfig": "configuration_mclfir",
     "MclfirModel": "base_mclfir",
     "MclfirForImageRetrieval": "modeling_mclfir",
+    "MclfirTextImageConfig": "configuration_mclfir_text",
+    "MclfirForTextImageRetrieval": "modeling_mclfir_text",
     "MclfirModelOutput": "base_mclfir",
     "MclfirRetrievalOutput": "modeling_mclfir",
+    "MclfirTextImageOutput": "modeling_mclfir_text",
     "MclfirImageProcessor": "processing_mclfir",
+    "MclfirProcessor": "processing_mclfir_text",
     "ValueIndex": "value_index",
     "ValuePrediction": "voting_mclfir",
 }

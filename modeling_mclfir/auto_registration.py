@@ -7,68 +7,86 @@
 
 import importlib
 import sys
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
-_OURS = f"{__package__}.configuration_mclfir"
+# Our configurations and their homes, and of each the home and the name of its model.
+_CONFIGS = {"MclfirConfig": "configuration_mclfir", "MclfirTextImageConfig": "configuration_mclfir_text"}
+_MODELS = {
+    "MclfirConfig": ("modeling_mclfir", "MclfirForImageRetrieval"),
+    "MclfirTextImageConfig": ("modeling_mclfir_text", "MclfirForTextImageRetrieval"),
+}
 
 
-def _register_config() -> None:
-    ours = sys.modules.get(_OURS)
-    if getattr(getattr(ours, "__spec__", None), "_initializing", False):
+def _configs() -> dict[str, type]:
+    return {name: getattr(importlib.import_module(f".{home}", __package__), name) for name, home in _CONFIGS.items()}
+
+
+def _coming_in(home: str) -> bool:
+    ours = sys.modules.get(f"{__package__}.{home}")
+    return getattr(getattr(ours, "__spec__", None), "_initializing", False)
+
+
+def _register_configs(complete: str | None = None) -> None:
+    if any(_coming_in(home) for home in _CONFIGS.values() if home != complete):
         # It is our own import that brings transformers in: the turn comes when ours is done.
         _deferred.append(True)
         return
-    _register_config_now()
-
-
-def _after_ours() -> None:
-    if _deferred:
-        _deferred.clear()
-        _register_config_now()
-
-
-def _register_config_now() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .configuration_mclfir import MclfirConfig
+    for config in _configs().values():
+        AutoConfig.register(config.model_type, config, exist_ok=True)
 
-    AutoConfig.register(MclfirConfig.model_type, MclfirConfig, exist_ok=True)
+
+def _after(home: str) -> None:
+    if _deferred:
+        _deferred.clear()
+        _register_configs(complete=home)
 
 
 class _OnFirstUse(type):
-    """A stand-in for the model class: importing the real one here, amid transformers' own imports, would go round."""
+    """A stand-in for a class of ours: importing the real one here, amid transformers' own imports, would go round."""
 
     def __getattr__(cls, name: str):
-        module = importlib.import_module(".modeling_mclfir", __package__)
-        return getattr(module.MclfirForImageRetrieval, name)
+        if name == "_home":
+            raise AttributeError(name)
+        module = importlib.import_module(f".{cls._home}", __package__)
+        return getattr(getattr(module, cls.__name__), name)
 
 
-def _register_model() -> None:
+def _register_models() -> None:
     from transformers.models.auto.modeling_auto import AutoModel
 
-    from .configuration_mclfir import MclfirConfig
-
-    stand_in = _OnFirstUse("MclfirForImageRetrieval", (), {"config_class": MclfirConfig})
-    AutoModel.register(MclfirConfig, stand_in, exist_ok=True)
+    for name, config in _configs().items():
+        home, model = _MODELS[name]
+        AutoModel.register(config, _OnFirstUse(model, (), {"config_class": config, "_home": home}), exist_ok=True)
 
 
 def _register_image_processor() -> None:
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    from .configuration_mclfir import MclfirConfig
     from .processing_mclfir import MclfirImageProcessor
 
-    AutoImageProcessor.register(MclfirConfig, slow_image_processor_class=MclfirImageProcessor, exist_ok=True)
+    for config in _configs().values():
+        AutoImageProcessor.register(config, slow_image_processor_class=MclfirImageProcessor, exist_ok=True)
+
+
+def _register_processor() -> None:
+    from transformers.models.auto.processing_auto import AutoProcessor
+
+    stand_in = _OnFirstUse("MclfirProcessor", (), {"_home": "processing_mclfir_text"})
+    AutoProcessor.register(_configs()["MclfirTextImageConfig"], stand_in, exist_ok=True)
 
 
 _deferred: list[bool] = []
 _PENDING = {
-    _OURS: _after_ours,
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_model,
+    **{f"{__package__}.{home}": partial(_after, home) for home in _CONFIGS.values()},
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.image_processing_auto": _register_image_processor,
+    "transformers.models.auto.processing_auto": _register_processor,
 }
 
 

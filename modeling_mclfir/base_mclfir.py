@@ -19,7 +19,7 @@ from .baseline_heads_mclfir import AsenHeads, AsenV2Heads, CsnHeads, LinearHeads
 from .closed_form_mclfir import ClosedFormHeads
 from .configuration_mclfir import MclfirConfig
 from .prompt_pool_mclfir import PromptPool
-from .trunk_mclfir import TrunkUnits, fold_tokens, unit_channels
+from .trunk_mclfir import TrunkUnits, fold_tokens, own_pooler, pool_tower, unit_channels
 
 HEADS = {
     "mclfir": AttributeHeads,
@@ -172,6 +172,20 @@ class MclfirModel(MclfirPreTrainedModel):
         """Whether the trunk itself is learning (base_training); else its shared part runs without gradients."""
         return getattr(self, "_trunk_trains", False)
 
+    def free_trunk(self) -> None:
+        """
+        Let the whole trunk learn, but for its poolers, classification heads and mask tokens, which never run here
+        (distributed training refuses parameters without gradients), and the adapters of later increments.
+        """
+        units, used = self.units, ""
+        if not units.opaque:
+            used = tuple(f"{name}." for unit in units.names[: self.last_unit + 1] for name in unit)
+            if getattr(self.config, "image_pooling", "mean") == "pooler":
+                used += tuple(f"{name}." for name in own_pooler(self.trunk))
+        for name, parameter in self.trunk.named_parameters():
+            idle = ".lora_" in name or name.endswith("mask_token")
+            parameter.requires_grad_(name.startswith(used) and not idle)
+
     def increment_forward(self, shared_features: torch.Tensor, increment_id: int | None) -> MclfirModelOutput:
         """
         The part above, with the increment's adapters (None: the bare trunk): shared features → maps and pooled.
@@ -208,7 +222,7 @@ class MclfirModel(MclfirPreTrainedModel):
             last, kept = last[:, num_prompts:], {index: hidden[:, num_prompts:] for index, hidden in kept.items()}
         vision_config = self.config.vision_config
         maps = [fold_tokens(kept[index], vision_config) for index in self.out_units]
-        pooled = fold_tokens(last, vision_config).mean(dim=(2, 3))
+        pooled = pool_tower(self.trunk, last, getattr(self.config, "image_pooling", "mean"))
         return MclfirModelOutput(feature_maps=maps, pooled=pooled, shared_features=shared_features)
 
     def forward(

@@ -307,9 +307,11 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _config_from_dict(settings: dict) -> PreTrainedConfig:
+def _config_from_dict(
+    settings: dict, name: str = "vision_config", examples: str = "resnet' or 'vit"
+) -> PreTrainedConfig:
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
     if not model_type:
-        raise ValueError("vision_config needs a 'model_type', such as 'resnet' or 'vit'; got " f"{sorted(settings)}.")
+        raise ValueError(f"{name} needs a 'model_type', such as '{examples}'; got {sorted(settings)}.")
     return AutoConfig.for_model(model_type, **settings)

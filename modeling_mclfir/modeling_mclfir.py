@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attribute retrieval (floor 2; travels to the Hub with a checkpoint). Models give embeddings, never losses."""
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +8,10 @@ from peft import LoraConfig  # noqa: F401  named here so that remote code is ref
 from torch import nn
 from transformers.utils import ModelOutput
 
-from .adapters_mclfir import adapter_parameters, add_adapter
 from .attention_mclfir import IncrementHeads
 from .base_mclfir import HEADS, MclfirModel, MclfirModelOutput, MclfirPreTrainedModel
 from .configuration_mclfir import MclfirConfig
+from .increments_mclfir import GrowingModel
 from .refinement_mclfir import RefinedSpaces, SpaceRefinement
 from .spaces_mclfir import FusedSpaces
 from .trunk_mclfir import load_trunk
@@ -44,7 +42,7 @@ class MclfirRetrievalOutput(ModelOutput):
     prompt_similarity: torch.Tensor | None = None
 
 
-class MclfirForImageRetrieval(FusedSpaces, RefinedSpaces, MclfirPreTrainedModel):
+class MclfirForImageRetrieval(GrowingModel, FusedSpaces, RefinedSpaces, MclfirPreTrainedModel):
     """
     Attribute retrieval: image + attribute → embedding. One head an attribute, over the increments' features.
 
@@ -114,21 +112,12 @@ class MclfirForImageRetrieval(FusedSpaces, RefinedSpaces, MclfirPreTrainedModel)
             ValueError: duplicate increment, known attribute without `new_values`, prompts missing or of a wrong shape.
         """
         self._check_prompts(len(list(attributes)), prompt_embeds)
-        before = self.config.adapter_names()
-        self.config.append_increment(name, attributes, new_values=new_values)
-        reference = next(self.mclfir.trunk.parameters())
-        added = [adapter for adapter in self.config.adapter_names() if adapter not in before]
-        for adapter in added:
-            previous = before[-1] if before and self.config.adapter_policy != "stacked" else None
-            add_adapter(self.mclfir.trunk, self.mclfir.adapter_settings(), adapter, start_from=previous)
+        self._open_increment(name, attributes, new_values)
         heads = self._build_heads(len(attributes))
         heads.reset()
         if prompt_embeds is not None:
             heads.prompts.copy_(prompt_embeds)
-        self.heads.append(heads.to(device=reference.device, dtype=reference.dtype))
-        self.heads[-1].train(self.training)
-        self.set_trainable(None)
-        return len(self.heads) - 1
+        return self._append_heads(heads)
 
     def _check_prompts(self, num_attributes: int, prompt_embeds: torch.Tensor | None) -> None:
         if self.config.prompt_type == "learned":
@@ -139,56 +128,6 @@ class MclfirForImageRetrieval(FusedSpaces, RefinedSpaces, MclfirPreTrainedModel)
         given = None if prompt_embeds is None else tuple(prompt_embeds.shape)
         if given != expected:
             raise ValueError(f"prompt_type 'text' needs prompt_embeds of shape {expected}; got {given}.")
-
-    def set_trainable(
-        self, increment_id: int | Sequence[int] | None, old_heads: bool = False, trunk: bool = True
-    ) -> list[str]:
-        """
-        Freeze everything but what this increment learns; returns the names that learn.
-
-        With `base_training="first_increment"` the whole trunk learns in increment 0.
-
-        Args:
-            increment_id: whose heads and adapter learn; several: all of theirs; None: nothing learns.
-            old_heads: the heads of all other increments learn on.
-            trunk: whether a trunk that is to learn in increment 0 does so; not where its space only gets new values.
-
-        Raises:
-            ValueError: no such increment.
-        """
-        ids = [] if increment_id is None else [increment_id] if isinstance(increment_id, int) else list(increment_id)
-        for index in ids:
-            self.config.check_increment_id(index)
-        self.requires_grad_(False)
-        self.mclfir._trunk_trains = trunk and self.config.base_training == "first_increment" and 0 in ids
-        self.mclfir.train(self.mclfir.training)  # batch normalisation follows the trunk
-        if self.mclfir.trunk_trains:
-            self._free_trunk()
-        for index in range(len(self.heads)) if old_heads else ids:
-            self.heads[index].requires_grad_(True)
-        for adapter in {self.config.adapter_name(index) for index in ids} - {None}:
-            for parameter in adapter_parameters(self.mclfir.trunk, adapter).values():
-                parameter.requires_grad_(True)
-        if ids and self.mclfir.prompt_pool is not None:
-            self.mclfir.prompt_pool.requires_grad_(True)
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
-    def _free_trunk(self) -> None:
-        # Not its poolers, classification heads and mask tokens, which never run here (distributed training refuses
-        # parameters without gradients), nor the adapters of later increments.
-        units, stop = self.mclfir.units, self.mclfir.last_unit + 1
-        used = "" if units.opaque else tuple(f"{name}." for unit in units.names[:stop] for name in unit)
-        for name, parameter in self.mclfir.trunk.named_parameters():
-            idle = ".lora_" in name or name.endswith("mask_token")
-            parameter.requires_grad_(name.startswith(used) and not idle)
-
-    def attribute_ids(self, names: list[str]) -> list[int]:
-        """Ids of attributes by name (of an attribute with several spaces: all of them). ValueError if unknown."""
-        known = self.config.attributes
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ValueError(f"Unknown attributes {unknown}; this model knows {known}.")
-        return [index for name in names for index, other in enumerate(known) if other == name]
 
     def forward(
         self,
@@ -247,20 +186,6 @@ class MclfirForImageRetrieval(FusedSpaces, RefinedSpaces, MclfirPreTrainedModel)
         if heads.refinement is not None:
             embeds = heads.refinement(embeds)
         return embeds, attention, heads.classify(*inputs) if classify else None
-
-    def _wanted(self, attribute_ids: list[int] | None, increment_id: int | None) -> list[int]:
-        known = len(self.config.attributes)
-        if increment_id is not None and not 0 <= increment_id < len(self.heads):
-            raise ValueError(f"increment_id {increment_id} is not in 0..{len(self.heads) - 1}.")
-        if attribute_ids is None:
-            return list(range(known) if increment_id is None else self.config.attribute_range(increment_id))
-        if any(isinstance(index, bool) or not isinstance(index, int) for index in attribute_ids):
-            raise ValueError(f"attribute_ids must be whole numbers; got {list(attribute_ids)}.")
-        wanted = list(attribute_ids)
-        wrong = [index for index in wanted if not 0 <= index < known]
-        if wrong or not wanted:
-            raise ValueError(f"attribute_ids must lie in 0..{known - 1} ({self.config.attributes}); got {wanted}.")
-        return wanted
 
     def _forward_one_each(
         self, shared: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool, classify: bool
@@ -337,29 +262,6 @@ class MclfirForImageRetrieval(FusedSpaces, RefinedSpaces, MclfirPreTrainedModel)
             for row, (share, value) in enumerate(zip(*(part.tolist() for part in shares.max(dim=1)), strict=True)):
                 found[row][name] = ValuePrediction(values[value] if share > 0 else None, min(share, 1.0))
         return found
-
-    def num_added_parameters(self) -> dict[str, int]:
-        """Parameters that each increment brought: its heads, its adapter; the first one also a pool of prompts."""
-        counts, seen = {}, set()
-        pool = self.mclfir.prompt_pool
-        for increment_id, increment in enumerate(self.config.increments):
-            count = sum(parameter.numel() for parameter in self.heads[increment_id].parameters())
-            adapter = self.config.adapter_name(increment_id)
-            if adapter is not None and adapter not in seen:
-                seen.add(adapter)
-                parameters = adapter_parameters(self.mclfir.trunk, adapter).values()
-                count += sum(parameter.numel() for parameter in parameters)
-            if pool is not None and increment_id == 0:
-                count += sum(parameter.numel() for parameter in pool.parameters())
-            counts[increment["name"]] = count
-        return counts
-
-    def copy_trainable(self) -> "MclfirForImageRetrieval":
-        """A deep copy that shares every frozen tensor with this model: what an EMA teacher needs."""
-        frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
-        if not self.mclfir.trunk_trains:
-            frozen += list(self.buffers())
-        return copy.deepcopy(self, memo={id(tensor): tensor for tensor in frozen})
 
 
 def _stacked(parts: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:

@@ -165,6 +165,35 @@ def fold_tokens(hidden: torch.Tensor, trunk_config: PreTrainedConfig) -> torch.T
     return hidden[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
 
 
+def own_pooler(trunk: PreTrainedModel) -> list[str]:
+    """Names of the modules that make a trunk's own pooled output of its last hidden states; none: it takes a token."""
+    return [name for name in ("pooler", "head") if isinstance(getattr(trunk, name, None), nn.Module)]
+
+
+def pool_tower(trunk: PreTrainedModel, last: torch.Tensor, pooling: str) -> torch.Tensor:
+    """
+    The last unit's output as one vector an image, (N, C).
+
+    Args:
+        last: tokens (N, T, C) or a map (N, C, H, W).
+        pooling: "mean": over places; "first": the first token; "pooler": the trunk's own (CLIP: the first token,
+            SigLIP: its attention pooling, others: their `pooler`).
+
+    Raises:
+        ValueError: a map has no first token.
+    """
+    if pooling == "mean":
+        return fold_tokens(last, trunk.config).mean(dim=(2, 3))
+    own = own_pooler(trunk) if pooling == "pooler" else []
+    if own:
+        return trunk.get_submodule(own[0])(last).flatten(1)
+    if last.ndim != 3:
+        raise ValueError(
+            f"image_pooling {pooling!r} takes a token, but {type(trunk).__name__} gives a map; use 'mean'."
+        )
+    return last[:, 0]
+
+
 def unit_channels(units: TrunkUnits, shape: tuple[int, int] | None = None) -> list[int]:
     """Channels of each unit's output, found by one run on an empty image (on the meta device: nothing is computed)."""
     config = units.trunk.config

@@ -16,6 +16,7 @@ NAME = PACKAGE.name
 FLOORS = {
     "": 3,
     "configuration_mclfir": 0,
+    "configuration_mclfir_text": 0,
     "attention_mclfir": 1,
     "baseline_heads_mclfir": 1,
     "ag_man_mclfir": 1,
@@ -27,12 +28,18 @@ FLOORS = {
     "routing_mclfir": 1,
     "refinement_mclfir": 1,
     "processing_mclfir": 1,
+    "processing_mclfir_text": 2,
     "losses": 1,
     "metrics": 1,
     "index": 1,
     "data": 1,
     "base_mclfir": 2,
     "spaces_mclfir": 2,
+    "text_encoders_mclfir": 1,
+    "text_projections_mclfir": 2,
+    "text_tower_mclfir": 2,
+    "text_spaces_mclfir": 2,
+    "increments_mclfir": 2,
     "modeling_mclfir": 2,
     "modeling_mclfir_text": 3,
     "continual": 4,
@@ -49,6 +56,8 @@ LEAVES = ("losses", "metrics", "index", "data")
 # The evaluator and the training loop are one floor and one subject: they may know each other. So may the heads, and
 # the models their base. The index of values reads tables and writes folders as training does.
 SAME_HOUSE = {
+    "configuration_mclfir": "configuration",
+    "configuration_mclfir_text": "configuration",
     "training": "training",
     "evaluation": "training",
     "value_index": "training",
@@ -56,6 +65,7 @@ SAME_HOUSE = {
     "demo": "cli",
     "base_mclfir": "models",
     "spaces_mclfir": "models",
+    "increments_mclfir": "models",
     "modeling_mclfir": "models",
     "attention_mclfir": "heads",
     "baseline_heads_mclfir": "heads",

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_runs import write_increments
+from tiny_text_runs import write_tiny_clip
 
 from modeling_mclfir.continual import METHODS
 from modeling_mclfir.training.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
@@ -78,17 +79,7 @@ def trunks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
     """A folder with a CLIP of random weights, 24 wide, whose tokens are letters."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    tower = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = tower | {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("text") / "clip"
-    CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 32})).save_pretrained(folder)
-    CLIPTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[]).save_pretrained(folder)
-    return folder
+    return write_tiny_clip(tmp_path_factory.mktemp("text") / "clip")
 
 
 @pytest.fixture

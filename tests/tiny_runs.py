@@ -72,7 +72,7 @@ def write_tiny_data(folder: Path, increments=INCREMENTS) -> Path:
 
 def arguments(data: Path, output_dir: Path, *flags: str, trunk: str = "resnet", **settings) -> list[str]:
     """Command-line arguments of a tiny run: a recipe with `SETTINGS` and what is given."""
-    recipe = SETTINGS | {"trunk": TRUNKS[trunk], "dataset": str(data)} | settings
+    recipe = SETTINGS | {"trunk": TRUNKS.get(trunk, trunk), "dataset": str(data)} | settings
     path = Path(f"{output_dir}.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..index.store import VectorStore
+from .settings import LOCK_TIMEOUT
 
 TOKEN = "MCLFIR_MILVUS_TOKEN"
 _SECRETS = ("token", "user", "password")
@@ -59,7 +60,7 @@ def open_backend(
 
         stores = folder / "stores"
         return (
-            lambda name, dim: FaissStore(stores / name, dim, lock_timeout=600.0, **settings),
+            lambda name, dim: FaissStore(stores / name, dim, lock_timeout=LOCK_TIMEOUT, **settings),
             lambda name: shutil.rmtree(stores / name, ignore_errors=True),
         )
     if backend["kind"] == "milvus":

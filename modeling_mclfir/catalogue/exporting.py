@@ -3,12 +3,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ..index.durable import write_file
 from ..index.spaces import IndexEntries
 from ..index.store import Value
 from .versions import CatalogueIndex
@@ -36,23 +37,21 @@ def export_parquet(index: CatalogueIndex, spaces: Sequence[str], path: Path, pro
             *[pa.field(_column(name), kind) for name, kind in types.items()],
         ]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_name(path.name + ".partial"), 0
     revisions = {entry["fingerprint"]: entry for entry in _revisions(index)}
-    total = sum(index.num_stored(space) for space in spaces)
-    try:
-        with (
-            pq.ParquetWriter(partial, schema) as writer,
-            tqdm(total=total, desc="exporting", unit="row", disable=not progress) as bar,
-        ):
+    total, count = sum(index.num_stored(space) for space in spaces), 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal count
+        bar = tqdm(total=total, desc="exporting", unit="row", disable=not progress)
+        with bar, pq.ParquetWriter(file, schema) as writer:
             for space in spaces:
                 for entries in index.export(space, _ROWS):
                     writer.write_table(_table(entries, index.spaces[space].attribute, revisions, types, schema))
                     count += len(entries)
                     bar.update(len(entries))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, write)
     return count
 
 

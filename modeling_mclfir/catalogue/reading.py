@@ -10,7 +10,7 @@ from ..index.spaces import IncompatibleRevisionError
 from ..index.store import Filter
 from .backends import open_backend
 from .searching import Hit, SearchPlan, hits_of, plan_search, search
-from .settings import Settings, read_settings
+from .settings import LOCK_TIMEOUT, Settings, read_settings
 from .sources import Item, Source
 from .versions import CatalogueIndex
 
@@ -22,7 +22,7 @@ class CatalogueReader:
         self.folder, self._token = Path(folder), token
         self.settings: Settings = read_settings(self.folder)
         self._index = CatalogueIndex(
-            self.folder, *open_backend(self.settings.backend, self.folder, token), lock_timeout=600.0
+            self.folder, *open_backend(self.settings.backend, self.folder, token), lock_timeout=LOCK_TIMEOUT
         )
         self._embedders: dict[tuple[str, bool], Any] = {}
 

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..index.segments import flush_folder, locked, write_file
+from ..index.durable import flush_folder, locked, make_folder, write_file
 from ..index.spaces import now
 
 SETTINGS = "catalogue.json"
 _FORMAT = 1
 _KEPT_EVENTS = 1000
+# Seconds to wait for another writer: it may have a whole space's vectors to look at.
+LOCK_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def make_settings(folder: Path, settings: Settings) -> Settings:
         others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         if any(not name.startswith((".lock", SETTINGS)) for name in others):
             raise ValueError(f"{folder} holds something else than a catalogue: {sorted(others)[:5]}. Take another.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, 60):
+        make_folder(folder)
+        with locked(folder, LOCK_TIMEOUT):
             if not (folder / SETTINGS).exists():  # another process may have been quicker
                 _write(folder, settings)
     found = read_settings(folder)
@@ -104,7 +106,7 @@ def make_settings(folder: Path, settings: Settings) -> Settings:
 
 def change_settings(folder: Path, change: Callable[[Settings], Settings]) -> Settings:
     """Settings as they stand → as they shall be, while nobody else changes them."""
-    with locked(folder, 60):
+    with locked(folder, LOCK_TIMEOUT):
         before = read_settings(folder)
         after = change(before)
         if after != before:

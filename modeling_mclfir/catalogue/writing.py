@@ -117,7 +117,7 @@ class CatalogueWriter(CatalogueReader):
 
     def _finish(self, name: str, fingerprint: str, grown: bool, report: FillReport) -> None:
         if grown or self._index.stored(name, fingerprint).description.spread is None:
-            self._index.measure(name, fingerprint)
+            self._index.measure_spread(name, fingerprint=fingerprint)
         if grown:
             try:
                 self._index.optimize(name, fingerprint)

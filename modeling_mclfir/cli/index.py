@@ -19,12 +19,18 @@ def main(arguments: list[str]) -> None:
 
     Raises:
         FileNotFoundError: no catalogue, checkpoint, source or photo.
-        ValueError: what the verbs of `Catalogue` raise.
+        ConnectionError: a Milvus server that does not answer.
+        ValueError: what the verbs of `Catalogue` raise; a package that is to be installed first.
     """
     args = parser().parse_args(arguments)
     if args.verb in _FILLING and _start_all(arguments):
         return
-    _RUNS[args.verb](args)
+    try:
+        _RUNS[args.verb](args)
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
+        raise ValueError(str(error)) from error
 
 
 def _start_all(arguments: list[str]) -> bool:

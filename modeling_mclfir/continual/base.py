@@ -47,6 +47,7 @@ class ContinualMethod(ABC):
         retrains: every increment begins with a new model and learns all increments so far at once.
         learns_old_heads: the heads of earlier increments learn on (of use where a loss reaches them).
         recent: the embeddings of the last steps, which the increment's spaces are refined by.
+        tasks: what it can learn: "attribute", "text-image".
         by_pooled_features: the trunk's pooled features are the embedding of every attribute; heads are not read.
 
     Args:
@@ -62,6 +63,7 @@ class ContinualMethod(ABC):
     needs_rows = False
     retrains = False
     learns_old_heads = False
+    tasks: tuple[str, ...] = ("attribute", "text-image")
     by_pooled_features = False
 
     def __init__(self, settings):
@@ -168,8 +170,9 @@ class ContinualMethod(ABC):
         Args:
             model: the student, perhaps wrapped for distributed training.
             batch: `inputs` (keyword arguments of the model), `labels` (n, A), `image_ids` (n,); where there are
-                triplets `sets` (n, A), see `InfoNCE`; where `needs_teacher_view`, `teacher_inputs`; where there are
-                exemplars `replay`, such a batch of theirs, of one of the earlier increments.
+                triplets `sets` (n, A), and of captions and images `sides` (n,), see `InfoNCE`; where
+                `needs_teacher_view`, `teacher_inputs`; where there are exemplars `replay`, such a batch of theirs, of
+                one of the earlier increments.
         """
 
     def after_step(self, model: nn.Module) -> None:
@@ -220,7 +223,7 @@ class ContinualMethod(ABC):
         """
         embeds, labels = gather_rows(embeds), gather_rows(batch["labels"])
         sets = gather_rows(batch["sets"]) if "sets" in batch else None
-        parts = {self.doublets_part: self.loss(embeds, labels, gather_rows(batch["image_ids"]), sets)}
+        parts = {self.doublets_part: self.contrast(embeds, batch, labels, sets)}
         # A triplet's labels are no values.
         values = labels if sets is None else labels.masked_fill(sets >= 0, -1)
         self.recent.watch(embeds, values)
@@ -237,6 +240,14 @@ class ContinualMethod(ABC):
         if attribute_logits is not None and "classification" not in parts:
             loss = loss + 0.0 * attribute_logits.sum()  # distributed training wants a gradient for each parameter
         return {"loss": loss} | {name: part.detach() for name, part in (parts | self._told()).items()}
+
+    def contrast(
+        self, embeds: torch.Tensor, batch: dict, labels: torch.Tensor, sets: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss of doublets whose `embeds`, `labels` and `sets` are gathered; a scalar."""
+        # Captions and images are two sides; a batch of images alone has none.
+        sides = {"sides": gather_rows(batch["sides"])} if "sides" in batch else {}
+        return self.loss(embeds, labels, gather_rows(batch["image_ids"]), sets, **sides)
 
     def _weigh(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.loss_weights is not None:

@@ -29,6 +29,7 @@ class ClosedForm(ContinualMethod):
     """
 
     adapter_policies = ("frozen",)
+    tasks = ("attribute",)
     trains = False
     needs_rows = True
     usual_temperature: float

@@ -32,13 +32,15 @@ class Distillation:
             raise ValueError(f"distillation_weight must be at least 0; got {settings.distillation_weight}.")
         self.weight = settings.distillation_weight
         self.output = "pooled" if on == "pooled" else "embeds"
-        self._needs_image_ids = on == "similarities"
+        self._compares_rows = on == "similarities"
         if on == "similarities":
             self.loss = SimilarityDistillation(settings.temperature)
         else:
             self.loss = EmbeddingDistillation() if on == "embeds" else FeatureDistillation()
 
-    def __call__(self, student: torch.Tensor, teacher: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-        """The `output` of both for the rows of this process, (n, …), and `image_ids` (n,) → scalar."""
-        rows = [student, teacher, image_ids] if self._needs_image_ids else [student, teacher]
+    def __call__(self, student: torch.Tensor, teacher: torch.Tensor, batch: dict) -> torch.Tensor:
+        """The `output` of both for the rows of this process, (n, …), and their batch → scalar."""
+        rows = [student, teacher]
+        if self._compares_rows:
+            rows += [batch[name] for name in ("image_ids", "sides") if name in batch]
         return self.loss(*(gather_rows(part) for part in rows))

@@ -54,7 +54,7 @@ class EmaDistillation(ContinualMethod):
         with torch.no_grad():
             teacher = self.teacher(**batch["teacher_inputs" if self.needs_teacher_view else "inputs"])
         output = self.distillation.output
-        distillation = self.distillation(student[output], teacher[output], batch["image_ids"])
+        distillation = self.distillation(student[output], teacher[output], batch)
         loss = parts["loss"] + self.distillation.weight * distillation
         return parts | {"loss": self.for_average(loss), "distillation": distillation.detach()}
 

@@ -26,6 +26,7 @@ class LearningToPrompt(FineTuning):
     """
 
     adapter_policies = ("prompts",)
+    tasks = ("attribute",)
 
     def _check_settings(self) -> None:
         super()._check_settings()

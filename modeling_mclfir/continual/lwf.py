@@ -49,7 +49,7 @@ class LearningWithoutForgetting(FineTuning):
         logits = student.attribute_logits
         new_logits = None if logits is None else logits[:, new.start : new.stop]
         parts = self.doublet_loss(student.embeds[:, new.start : new.stop], batch, new_logits)
-        distillation = self.distillation(student.embeds[:, : old.stop], teacher.embeds, batch["image_ids"])
+        distillation = self.distillation(student.embeds[:, : old.stop], teacher.embeds, batch)
         loss = parts["loss"] + self.distillation.weight * distillation
         return parts | {"loss": self.for_average(loss), "distillation": distillation.detach()}
 

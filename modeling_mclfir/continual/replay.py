@@ -77,7 +77,7 @@ class Replay(FineTuning):
             return parts | {"loss": parts["loss"] + idle}
         replay = batch["replay"]
         embeds = gather_rows(model(**replay["inputs"]).embeds)
-        replayed = self.loss(embeds, gather_rows(replay["labels"]), gather_rows(replay["image_ids"]))
+        replayed = self.contrast(embeds, replay, gather_rows(replay["labels"]))
         loss = parts["loss"] + idle + self.for_average(self.settings.replay_weight * replayed)
         return parts | {"loss": loss, "replay": replayed.detach()}
 

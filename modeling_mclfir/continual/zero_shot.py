@@ -11,6 +11,7 @@ class ZeroShot(ContinualMethod):
     """The trunk's pooled features, as they are, serve every attribute. It costs nothing and forgets nothing."""
 
     trains = False
+    tasks = ("attribute",)
     by_pooled_features = True
 
     def compute_loss(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:

@@ -93,6 +93,13 @@ class ImageTable:
         return self._strings("caption")
 
     @cached_property
+    def all_captions(self) -> list[list[str]]:
+        """Of each row all its captions, as `captions` says them or else the one; empty ones are left out."""
+        several = "captions" in self.dataset.column_names
+        found = self._strings("captions") if several else [[caption] for caption in self.captions]
+        return [[text.strip() for text in texts or () if text and text.strip()] for texts in found]
+
+    @cached_property
     def product_ids(self) -> list[str | None]:
         """One a row."""
         return self._strings("product_id")

@@ -7,17 +7,13 @@ from operator import gt
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
-from .rows import take_rows
+from .rows import FEW, Names, take_rows
 
 # From so many queries on, FAISS multiplies matrices, which it can't with a selector: rows are copied out instead.
 _SELECTOR_QUERIES = 4
 _GATHERED_ROWS = 65_536
 _DROPPED = 16
-# Up to so many numbers are looked at by Python itself. A search has emptied the processor's cache: there, what NumPy
-# and Arrow do for a whole array begins with a hundred microseconds of fetching their code.
-_FEW = 128
 
 
 class Found:
@@ -29,11 +25,27 @@ class Found:
 
     def __init__(self, num_queries: int, k: int):
         self.k, self.is_full = k, False
+        self._listed: list[int] | None = None
         self.scores = np.empty((num_queries, 0), dtype=np.float32)
         self.rows = np.empty((num_queries, 0), dtype=np.int64)
 
+    @classmethod
+    def of_one(cls, k: int, scores: np.ndarray, rows: np.ndarray) -> "Found | None":
+        """
+        Of a search with one query for k + 1 rows, or all that there are: the first k. None: some are equal, up to
+        and with the one behind the last, so that the order is not known, nor that they are the best.
+        """
+        listed, falling = rows[0].tolist(), scores[0].tolist()
+        if not listed or listed[-1] < 0 or not all(map(gt, falling, falling[1:])):
+            return None
+        found = cls.__new__(cls)
+        found.k, found.is_full, found._listed = k, True, listed[:k]
+        found.scores, found.rows = scores[:, :k], rows[:, :k]
+        return found
+
     def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
         """Merge in further rows, none of which is there yet; of equal scores the lower row comes first."""
+        self._listed = None
         if not self.scores.shape[1] and _is_sorted(scores, rows):
             self.scores, self.rows, self.is_full = scores[:, : self.k], rows[:, : self.k], True
             return
@@ -47,16 +59,16 @@ class Found:
         """How many rows each query has: (N,)."""
         return np.count_nonzero(self.rows >= 0, axis=1)
 
-    def named(self, names: pa.Array) -> tuple[list[list[str]], list[np.ndarray]]:
+    def named(self, names: Names) -> tuple[list[list[str]], list[np.ndarray]]:
         """Ids and scores of each query, where `names` are those of all rows."""
+        if self._listed is not None:
+            return [names.of_few(self._listed)], [self.scores[0]]
         if self.is_full:
             width = self.rows.shape[1]
-            rows = self.rows.ravel()
-            few = rows.size <= _FEW
-            ids = [names[row].as_py() for row in rows.tolist()] if few else names.take(pa.array(rows)).to_pylist()
+            ids = names.of(self.rows.ravel())
             return [ids[start : start + width] for start in range(0, len(ids), width)], list(self.scores)
         counts = self.counts().tolist()
-        ids = names.take(pa.array(self.rows[self.rows >= 0])).to_pylist()
+        ids = names.of(self.rows[self.rows >= 0])
         starts = [0, *accumulate(counts)]
         ids = [ids[start : start + count] for start, count in zip(starts, counts, strict=False)]
         return ids, [row[:count] for row, count in zip(self.scores, counts, strict=True)]
@@ -74,6 +86,8 @@ def search_blocks(
         allowed: bool, by row; None: all.
     """
     if allowed is None and len(blocks) == 1 and not blocks[0][0]:
+        if len(queries) == 1 and k < FEW:
+            return _search_one(queries, k, blocks[0][1])
         return _search_block(queries, k, blocks[0][1], None, len(blocks[0][1]))
     found = Found(len(queries), k)
     for start, vectors in blocks:
@@ -97,7 +111,7 @@ def search_rows(queries: np.ndarray, k: int, blocks: Sequence[tuple[int, np.ndar
 
 def _is_sorted(scores: np.ndarray, rows: np.ndarray) -> bool:
     """Whether no row is lacking, and each score is lower than the one before it."""
-    if len(rows) == 1 and rows.size <= _FEW:
+    if len(rows) == 1 and rows.size <= FEW:
         one = scores[0].tolist()
         return min(rows[0].tolist(), default=-1) >= 0 and all(map(gt, one, one[1:]))
     return rows.size > 0 and rows.min() >= 0 and bool((scores[:, 1:] < scores[:, :-1]).all())
@@ -114,6 +128,16 @@ def _best_columns(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndar
         order = np.lexsort((np.where(rows >= 0, rows, np.iinfo(np.int64).max), -scores), axis=1)[:, :k]
         first[equal], their[equal] = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     return first, their
+
+
+def _search_one(query: np.ndarray, k: int, vectors: np.ndarray) -> Found:
+    """As `_search_block`, with one query and all rows: what most searches are."""
+    best = _knn(query, min(k + 1, len(vectors)), vectors)
+    found = Found.of_one(k, *best)
+    if found is None:
+        found = Found(1, k)
+        found.add(*_best(query, k, vectors, first=best))
+    return found
 
 
 def _search_block(queries: np.ndarray, k: int, vectors: np.ndarray, allowed: np.ndarray | None, kept: int) -> Found:
@@ -144,14 +168,23 @@ def _among(queries: np.ndarray, k: int, vectors: np.ndarray, allowed: np.ndarray
     return found
 
 
-def _best(queries: np.ndarray, k: int, vectors: np.ndarray, selector=None) -> tuple[np.ndarray, np.ndarray]:
+def _best(
+    queries: np.ndarray,
+    k: int,
+    vectors: np.ndarray,
+    selector=None,
+    first: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Scores and rows of the k best, of equal ones those of the lowest rows; in no order among equals.
 
     FAISS keeps any of those that are equal at the end: where the one behind it is equal, it is asked for more.
+
+    Args:
+        first: scores and rows of the k + 1 best, or of all, where they are known already.
     """
     limit = len(vectors)
-    scores, rows = _knn(queries, min(k + 1, limit), vectors, selector)
+    scores, rows = first or _knn(queries, min(k + 1, limit), vectors, selector)
     if k >= limit:
         return scores, rows
     if len(rows) == 1:

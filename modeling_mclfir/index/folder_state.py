@@ -13,16 +13,15 @@ import pyarrow as pa
 from . import approximate
 from .approximate import ApproximateIndex
 from .columns import concat
+from .durable import flush_folder, write_file
 from .rows import Rows
 from .segments import (
     Batch,
     IndexFile,
     Manifest,
     Segment,
-    flush_folder,
     read_segment,
     segment_name,
-    write_file,
     write_manifest,
     write_segment,
 )
@@ -173,7 +172,7 @@ def _needs_index(factory: str, settings: Settings) -> bool:
 
 
 def _batch(rows: Rows, living: np.ndarray, embeds: np.ndarray) -> Batch:
-    ids = rows.id_array().take(pa.array(living))
+    ids = rows.names().array.take(pa.array(living))
     return Batch(ids, embeds, rows.columns.take_table(living), np.zeros(0, dtype=np.int64))
 
 

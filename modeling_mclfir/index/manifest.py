@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .segments import flush_folder, write_file
+from .durable import flush_folder, make_folder, write_file
 from .spaces import Link, Space, SpaceRevision, StoredRevision
 
 MANIFEST, MAPS = "index.json", "maps"
@@ -53,8 +53,11 @@ class IndexManifest:
             raise ValueError(f"{folder / MANIFEST} is no manifest of an index.") from None
         if form != _FORMAT:
             raise ValueError(f"{folder / MANIFEST} has format {form}; this program reads {_FORMAT}. Update it.")
-        spaces = {name: _space(space) for name, space in values.pop("spaces").items()}
-        return cls(spaces, tuple(values["landings"]), tuple((name, dim) for name, dim in values["dropping"]))
+        try:
+            spaces = {name: _space(space) for name, space in values["spaces"].items()}
+            return cls(spaces, tuple(values["landings"]), tuple((name, dim) for name, dim in values["dropping"]))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{folder / MANIFEST} is damaged ({error!r}); take a copy.") from error
 
 
 def read_index(folder: Path) -> bytes | None:
@@ -76,7 +79,7 @@ def write_index(folder: Path, manifest: IndexManifest) -> bytes:
 def write_map(folder: Path, name: str, content: bytes) -> str:
     """Write a map's file → its path inside the folder. It counts once a manifest names it."""
     maps = folder / MAPS
-    maps.mkdir(exist_ok=True)
+    make_folder(maps)
     write_file(maps / name, lambda file: file.write(content))
     flush_folder(maps)
     return f"{MAPS}/{name}"

@@ -3,26 +3,18 @@
 
 import json
 import shutil
-from collections import defaultdict
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .durable import flush_folder, write_file
 from .milvus_client import MilvusConnection, Turns
 from .milvus_collection import open_collection
-from .milvus_rows import (
-    ID,
-    METADATA,
-    VECTOR,
-    chunks,
-    decoded_id,
-    encoded_id,
-    expression,
-    in_list,
-    rows_of,
-)
+from .milvus_reading import MAX_BYTES, MAX_PENDING, MAX_ROWS, MilvusReading
+from .milvus_rows import ID, METADATA, VECTOR, chunks, decoded_id, encoded_id, expression, in_list, rows_of
 from .store import (
     Entries,
     Filter,
@@ -32,20 +24,16 @@ from .store import (
     checked_filter,
     checked_ids,
     checked_metadata,
+    checked_number,
 )
 
 _MARK, _FILE = "milvus_store.json", "entries.db"
-# Milvus gives no more answers to one query, and no more rows to one request.
-_MAX_ROWS = 16_384
-# Of one request or answer: a message holds 64 MB at most.
-_MAX_BYTES = 16 * 2**20
 # Up to so many excluded ids are fetched and dropped here: cheaper than a filter, and exact with any index.
 _FEW_EXCLUDED = 100
-# Rows that an embedded file may hold in memory when it is read: it searches them many times slower than its files.
-_MAX_PENDING = 1000
 # Of the users of one process, by address and collection. The embedded engine bears one writer at a time; and a server
 # of 2.3 may show a reader an entry that was replaced long ago, while it is being replaced once more.
-_TURNS: defaultdict[tuple[str, str], Turns] = defaultdict(Turns)
+_TURNS: dict[tuple[str, str], Turns] = {}
+_TURNS_LOCK = threading.Lock()
 
 
 class MilvusStore(VectorStore):
@@ -93,17 +81,18 @@ class MilvusStore(VectorStore):
         num_tries: int = 8,
         **connection: Any,
     ):
-        if dim < 1 or batch_size < 1:
-            raise ValueError(f"dim and batch_size must be at least 1; got {dim} and {batch_size}.")
-        self.dim, self.collection, self.index_type = dim, collection, index_type
-        self._search_params = dict(search_params or {})
-        self._consistency, self._batch_size = consistency_level, min(batch_size, _MAX_ROWS)
+        self.dim, self.collection, self.index_type = checked_number("dim", dim), collection, index_type
+        self._batch_size = min(checked_number("batch_size", batch_size), MAX_ROWS)
         self._milvus = MilvusConnection(uri, token, timeout, num_tries, **connection)
-        self._turns = _TURNS[self._milvus.uri, collection]
+        with _TURNS_LOCK:
+            self._turns = _TURNS.setdefault((self._milvus.uri, collection), Turns())
+        self._reading = MilvusReading(
+            self._milvus, self._turns, collection, self.dim, index_type, search_params or {}, consistency_level
+        )
         try:
             with self._turns.writing():
                 open_collection(self._milvus, collection, dim, index_type, dict(index_params or {}), consistency_level)
-                self._turns.pending = _MAX_PENDING  # what an earlier process left in the log, it may be
+                self._turns.pending = MAX_PENDING  # what an earlier process left in the log, it may be
         except BaseException:
             self._milvus.close()
             raise
@@ -114,7 +103,7 @@ class MilvusStore(VectorStore):
         vectors = checked_embeds(embeds, self.dim, len(ids))
         rows = rows_of(ids, vectors, checked_metadata(metadata, len(ids)))
         # An upsert that is sent again, for want of an answer, changes nothing.
-        for batch in chunks(rows, self._batch_size, _MAX_BYTES):
+        for batch in chunks(rows, self._batch_size, MAX_BYTES):
             with self._turns.writing():
                 self._milvus.call("upsert", self.collection, batch)
                 self._turns.pending += len(batch)
@@ -126,7 +115,7 @@ class MilvusStore(VectorStore):
             with self._turns.writing():
                 wanted = in_list(ID, keys[start : start + self._batch_size])
                 # What a weaker consistency did not see would stay.
-                there = [row[ID] for row in self._query(wanted, [ID], consistency="Strong")]
+                there = [row[ID] for row in self._reading.rows(wanted, [ID], consistency="Strong")]
                 if there:
                     self._milvus.call("delete", self.collection, filter=in_list(ID, there))
                 removed += len(there)
@@ -137,16 +126,15 @@ class MilvusStore(VectorStore):
     ) -> SearchResult:
         """The k best of each query. ValueError, too: more than 16,384 asked for, and as many found."""
         queries = checked_embeds(embeds, self.dim)
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}.")
+        k = checked_number("k", k)
         condition, excluded = expression(checked_filter(filter)), set(checked_ids(exclude, unique=False))
         limit = k + len(excluded)
-        if excluded and (len(excluded) > _FEW_EXCLUDED or limit > _MAX_ROWS):
+        if excluded and (len(excluded) > _FEW_EXCLUDED or limit > MAX_ROWS):
             wanted, limit = f"not ({in_list(ID, map(encoded_id, sorted(excluded)))})", k
             condition = None if condition is None else f"{condition} and {wanted}" if condition else wanted
-        hits = [[] for _ in queries] if condition is None else self._hits(queries, limit, condition)
-        if k > _MAX_ROWS and any(len(found) == _MAX_ROWS for found in hits):
-            raise ValueError(f"Milvus finds at most {_MAX_ROWS} entries a query; got k={k}. Ask for fewer, or scroll.")
+        hits = [[] for _ in queries] if condition is None else self._reading.hits(queries, limit, condition)
+        if k > MAX_ROWS and any(len(found) == MAX_ROWS for found in hits):
+            raise ValueError(f"Milvus finds at most {MAX_ROWS} entries a query; got k={k}. Ask for fewer, or scroll.")
         ids, scores = [], []
         for found in hits:
             pairs = [(decoded_id(hit[ID]), hit["distance"]) for hit in found]
@@ -159,10 +147,10 @@ class MilvusStore(VectorStore):
         """The entries of these ids. KeyError names those that are not there."""
         names, found = checked_ids(ids, unique=False), {}
         keys = list(dict.fromkeys(encoded_id(name) for name in names))
-        page = self._page(self._batch_size)
+        page = self._reading.page(self._batch_size)
         for start in range(0, len(keys), page):
             with self._turns.reading():
-                rows = self._query(in_list(ID, keys[start : start + page]), [ID, VECTOR, METADATA])
+                rows = self._reading.rows(in_list(ID, keys[start : start + page]), [ID, VECTOR, METADATA])
             found |= {decoded_id(row[ID]): row for row in rows}
         missing = [name for name in names if name not in found]
         if missing:
@@ -175,22 +163,20 @@ class MilvusStore(VectorStore):
         found, wanted = set(), list(dict.fromkeys(keys))
         for start in range(0, len(wanted), self._batch_size):
             with self._turns.reading():
-                rows = self._query(in_list(ID, wanted[start : start + self._batch_size]), [ID])
+                rows = self._reading.rows(in_list(ID, wanted[start : start + self._batch_size]), [ID])
             found |= {row[ID] for row in rows}
         return [key in found for key in keys]
 
     def scroll(self, batch_size: int = 1000, filter: Filter | None = None) -> Iterator[Entries]:
         """Every entry once, by id; what is added meanwhile may be among them."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        fields = [ID, VECTOR, METADATA]
-        return map(self._entries, self._pages(self._page(batch_size), expression(checked_filter(filter)), fields))
+        page = self._reading.page(checked_number("batch_size", batch_size))
+        condition = expression(checked_filter(filter))
+        return map(self._entries, self._reading.pages(page, condition, [ID, VECTOR, METADATA]))
 
     def scroll_ids(self, batch_size: int = 10_000, filter: Filter | None = None) -> Iterator[list[str]]:
         """As `scroll`."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        pages = self._pages(min(batch_size, _MAX_ROWS), expression(checked_filter(filter)), [ID])
+        page = min(checked_number("batch_size", batch_size), MAX_ROWS)
+        pages = self._reading.pages(page, expression(checked_filter(filter)), [ID])
         return ([decoded_id(row[ID]) for row in page] for page in pages)
 
     def count(self, filter: Filter | None = None) -> int:
@@ -199,7 +185,7 @@ class MilvusStore(VectorStore):
         if condition is None:
             return 0
         with self._turns.reading():
-            return int(self._query(condition, ["count(*)"])[0]["count(*)"])
+            return int(self._reading.rows(condition, ["count(*)"])[0]["count(*)"])
 
     def save(self, folder: str | Path) -> None:
         """
@@ -212,16 +198,21 @@ class MilvusStore(VectorStore):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / _MARK).is_file():
             raise ValueError(f"{folder} holds something else than a saved store; choose another folder.")
         partial, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.old")
+        if old.exists() and not folder.exists():  # killed between the two renames below
+            old.rename(folder)
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
         with MilvusStore(str(partial / _FILE), self.collection, self.dim) as copy:
             for entries in self.scroll():
                 copy.add(entries.ids, entries.embeds, entries.metadata)
-        (partial / _MARK).write_text(json.dumps({"collection": self.collection, "dim": self.dim}) + "\n")
+        mark = (json.dumps({"collection": self.collection, "dim": self.dim}) + "\n").encode()
+        write_file(partial / _MARK, lambda file: file.write(mark))
+        flush_folder(partial)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
+        flush_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
@@ -235,67 +226,6 @@ class MilvusStore(VectorStore):
     def close(self) -> None:
         """Let go of the connection, and of an embedded file with the last store of this process on it."""
         self._milvus.close()
-
-    def _page(self, batch_size: int) -> int:
-        """Rows that one answer can hold, metadata of 2 KB each included."""
-        return max(1, min(batch_size, _MAX_ROWS, _MAX_BYTES // (4 * self.dim + 2048)))
-
-    def _settle(self) -> None:
-        if self._milvus.embedded and self._turns.pending >= _MAX_PENDING:
-            with self._turns.writing():
-                self._milvus.call("flush", self.collection)
-                self._turns.pending = 0
-
-    def _query(self, condition: str, fields: list[str], consistency: str = "") -> list[dict[str, Any]]:
-        level = consistency or self._consistency
-        return self._milvus.call(
-            "query", self.collection, filter=condition, output_fields=fields, consistency_level=level
-        )
-
-    def _hits(self, queries: np.ndarray, limit: int, condition: str) -> list[list[dict[str, Any]]]:
-        limit, params = min(limit, _MAX_ROWS), dict(self._search_params)
-        if self.index_type == "HNSW":
-            params["ef"] = max(limit, int(params.get("ef", 64)))
-        # Of each query its vector goes out and its answers come back, about 100 bytes each.
-        step = max(1, min(1000, _MAX_BYTES // (4 * self.dim + 100 * limit)))
-        hits: list[list[dict[str, Any]]] = []
-        self._settle()
-        for start in range(0, len(queries), step):
-            with self._turns.reading():
-                hits += self._milvus.call(
-                    "search",
-                    self.collection,
-                    data=queries[start : start + step],
-                    anns_field=VECTOR,
-                    limit=limit,
-                    filter=condition,
-                    search_params={"metric_type": "IP", "params": params},
-                    consistency_level=self._consistency,
-                )
-        return hits
-
-    def _pages(self, page: int, condition: str | None, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
-        if condition is None:
-            return
-        self._settle()
-        with self._turns.reading():
-            rows = self._milvus.call(
-                "query_iterator",
-                self.collection,
-                batch_size=page,
-                filter=condition,
-                output_fields=fields,
-                consistency_level=self._consistency,
-            )
-        try:
-            while True:
-                with self._turns.reading():
-                    batch = self._milvus.tried(rows.next, "query_iterator")
-                if not batch:
-                    return
-                yield batch
-        finally:
-            rows.close()
 
     def _entries(self, rows: Sequence[Mapping[str, Any]]) -> Entries:
         embeds = np.array([row[VECTOR] for row in rows], dtype=np.float32).reshape(len(rows), self.dim)

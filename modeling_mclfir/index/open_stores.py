@@ -2,7 +2,7 @@
 """The stores and maps of an index that a process has opened."""
 
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
 from .manifest import IndexManifest, read_index
@@ -46,9 +46,16 @@ class OpenStores:
     def empty(self, name: str, dim: int, batch_size: int) -> None:
         """Remove all entries of a store."""
         with self._make_store(name, dim) as store:
-            ids = [item for batch in store.scroll(batch_size) for item in batch.ids]
-            for start in range(0, len(ids), batch_size):
-                store.remove(ids[start : start + batch_size])
+            for ids in store.scroll_ids(batch_size):
+                store.remove(ids)
+
+    def missing(self, source: StoredRevision, target: StoredRevision) -> Iterator[list[str]]:
+        """Ids of one revision that another one does not have, some at a time: none of both is in memory as a whole."""
+        there = self.of(target)
+        for ids in self.of(source).scroll_ids():
+            lacking = [name for name, is_there in zip(ids, there.has(ids), strict=True) if not is_there]
+            if lacking:
+                yield lacking
 
     def map(self, link: Link) -> DriftMap:
         """The map of a link. IncompatibleRevisionError: another one has taken its place."""

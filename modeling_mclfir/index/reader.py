@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an index of several spaces: searches, entries, and where it stands."""
+"""Reading an index of several spaces: searches and entries."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .fusion import Ranked, distinct_results, factors_of, fused_search
-from .manifest import MANIFEST, IndexManifest, read_index
-from .open_stores import OpenStores
+from .opened import OpenIndex
 from .policies import choose_calibration
-from .spaces import IncompatibleRevisionError, IndexEntries, Space, SpaceRevision, StoredRevision
-from .store import Filter, SearchResult, VectorStore, checked_embeds, checked_ids
+from .spaces import IncompatibleRevisionError, IndexEntries, Space
+from .store import Filter, SearchResult, checked_embeds, checked_ids, checked_number
 from .view import Queries, View, as_ids, index_entries, search_one
 
-_BATCH = 10_000
 
-
-class IndexReader:
+class IndexReader(OpenIndex):
     """
     An index as it stood when it was opened, or refreshed: what others have switched since, it takes up by `refresh`,
     so that a reader can load the new checkpoint first. Entries that others add are found as soon as the stores show
@@ -33,35 +26,6 @@ class IndexReader:
     Raises:
         FileNotFoundError: there is no index.
     """
-
-    def __init__(self, folder: str | Path, make_store: Callable[[str, int], VectorStore]):
-        self._folder = Path(folder)
-        self._stores = OpenStores(self._folder, make_store)
-        self._guard = threading.Lock()
-        self._view: View | None = None
-        self.refresh()
-
-    def refresh(self) -> bool:
-        """Take up what landed, was switched or dropped since → whether anything was. It reads one small file."""
-        with self._guard:
-            self._stores.check_open()
-            text = read_index(self._folder)
-            if text is None:
-                raise FileNotFoundError(f"{self._folder} holds no index ({MANIFEST}); VersionedIndex makes one.")
-            if self._view is not None and text == self._view.text:
-                return False
-            self._view = View(IndexManifest.from_json(text, self._folder), text)
-            self._stores.keep(self._view.manifest.stores())
-            return True
-
-    @property
-    def spaces(self) -> dict[str, SpaceRevision]:
-        """Name of each space → its live revision."""
-        return {name: space.live.description for name, space in self._view.spaces.items()}
-
-    def spaces_of(self, name: str) -> list[str]:
-        """The space of this name, or all spaces of an attribute. ValueError names those that there are."""
-        return self._view.names(name)
 
     def search(
         self,
@@ -100,9 +64,7 @@ class IndexReader:
             IncompatibleRevisionError: queries that something else made than the entries, and no map between.
             KeyError: an id without a vector in one of the spaces.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"k must be a whole number of at least 1; got {k!r}.")
-        view, k, exclude = self._view, int(k), checked_ids(exclude, unique=False)
+        view, k, exclude = self._view, checked_number("k", k), checked_ids(exclude, unique=False)
         names = view.names(spaces)
         own, vectors = self._queries(view, names, queries, fingerprint)
         own = None if include_self else own
@@ -132,14 +94,6 @@ class IndexReader:
         view = self._view
         return self._get(view, view.space(space), ids)
 
-    def count(self, space: str, filter: Filter | None = None) -> int:
-        """How many entries the live revision of a space has."""
-        view = self._view
-        live = view.space(space).live
-        found = self._stores.of(live).count(filter)
-        self._stores.check_kept(view, [live])
-        return found
-
     def export(
         self, space: str, batch_size: int = 1000, revision: str | None = None, filter: Filter | None = None
     ) -> Iterator[IndexEntries]:
@@ -166,69 +120,6 @@ class IndexReader:
         view = self._view
         found = view.space(space)
         return self._get(view, found, choose_calibration(self._stores.of(found.live), num_items, seed))
-
-    def pending(self, space: str, reference: str | None = None) -> list[str]:
-        """
-        Ids of items that still need a vector: of the live revision's those that the one being built does not have;
-        or, with a reference, of that other space's items those that this one does not have.
-
-        Raises:
-            ValueError: nothing is being built, and no reference is given.
-        """
-        view = self._view
-        found = view.space(space)
-        if reference is None and found.building is None:
-            raise ValueError(f"Nothing is being built in {space!r}; name a space whose items it is to have.")
-        target, source = found.building or found.live, view.space(reference or space).live
-        missing = self._missing(source, target)
-        self._stores.check_kept(view, [target, source])
-        return missing
-
-    def share_done(self, space: str, reference: str | None = None) -> float:
-        """Share of the items of `pending` that have their vector, 0..1."""
-        pending = len(self.pending(space, reference))
-        return 1 - pending / max(1, self.count(reference or space), pending)
-
-    def info(self) -> dict[str, Any]:
-        """
-        What the index consists of, in plain values. The share of a build that is done is by numbers of entries;
-        `pending` knows it exactly.
-        """
-        view, spaces = self._view, {}
-        for name, space in view.spaces.items():
-            revisions = []
-            for stored in space.revisions:
-                entries = self._stores.of(stored).count()
-                revisions.append(
-                    asdict(stored.description)
-                    | {"state": stored.state, "policy": stored.policy, "store": stored.store, "entries": entries}
-                )
-            counts = {entry["state"]: entry["entries"] for entry in revisions}
-            live = space.live.description
-            spaces[name] = {
-                "attribute": live.attribute,
-                "increment": live.increment,
-                "live": live.model_revision,
-                "entries": counts["live"],
-                "revisions": revisions,
-                "links": [asdict(link) for link in space.links],
-                "roll_back_to": space.find(space.past[-1]).description.model_revision if space.past else None,
-                "building": space.building and space.building.description.model_revision,
-                "share_built": None,
-            }
-            if space.building:
-                spaces[name]["share_built"] = min(1.0, counts["building"] / counts["live"]) if counts["live"] else 1.0
-        return {"folder": str(self._folder), "spaces": spaces, "history": list(view.manifest.landings)}
-
-    def close(self) -> None:
-        """Close every store; the index is of no use afterwards. Twice does no harm."""
-        self._stores.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _ranked(self, live, vectors, own, weights, filter, exclude) -> Callable[[np.ndarray, int], list[Ranked]]:
         """What gives so many results of some rows of the queries."""
@@ -292,8 +183,3 @@ class IndexReader:
         for link in path:
             vectors = vectors if link.file is None else self._stores.map(link).apply(vectors)
         return vectors
-
-    def _missing(self, source: StoredRevision, target: StoredRevision) -> list[str]:
-        """Ids of one revision that another one does not have."""
-        there = {name for batch in self._stores.of(target).scroll(_BATCH) for name in batch.ids}
-        return [name for batch in self._stores.of(source).scroll(_BATCH) for name in batch.ids if name not in there]

@@ -14,6 +14,9 @@ MAPPED_ROWS = 65_536  # vectors of smaller segments are copied to memory, where 
 _BLOCK_ROWS = 4096
 _RECENT_IDS = 10_000
 _KEPT_MASKS = 8
+# Up to so many numbers are looked at by Python itself. A search has emptied the processor's cache: there, what NumPy
+# and Arrow do for a whole array begins with a hundred microseconds of fetching their code.
+FEW = 128
 
 
 class Rows:
@@ -71,9 +74,9 @@ class Rows:
             self._views = [(start, block[: end - start]) for start, end, block in parts]
         return self._views
 
-    def id_array(self) -> pa.Array:
-        """Ids of all rows; it shares their memory."""
-        return self._ids.array()
+    def names(self) -> "Names":
+        """Ids of all rows that there are now; it shares their memory."""
+        return self._ids.names()
 
     def embeds(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of rows, in their order: a copy (n, D)."""
@@ -81,7 +84,7 @@ class Rows:
 
     def entries(self, rows: np.ndarray) -> Entries:
         """Entries of rows, in their order."""
-        ids = self.id_array().take(pa.array(rows)).to_pylist()
+        ids = self.names().of(rows)
         return Entries(ids, self.embeds(rows), self.columns.take(rows))
 
     def mask(self, wanted: Mapping[str, tuple[Value, ...]], exclude: Sequence[str] = ()) -> np.ndarray | None:
@@ -144,6 +147,39 @@ class Rows:
             done += count
 
 
+class Names:
+    """
+    Names of the first rows of a column, to be read while further ones are appended.
+
+    Args:
+        offsets: int64, where each name begins in `text`, and where the last one ends; there may be more behind it.
+        text: uint8, UTF-8.
+        num_rows: how many names there are.
+
+    Attributes:
+        array: large_string (num_rows,), of the same memory.
+    """
+
+    def __init__(self, offsets: np.ndarray, text: np.ndarray, num_rows: int):
+        self.array = pa.LargeStringArray.from_buffers(num_rows, pa.py_buffer(offsets), pa.py_buffer(text))
+        self._offsets, self._text, self._num_rows = memoryview(offsets), memoryview(text), num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def of(self, rows: np.ndarray) -> list[str]:
+        """Names of rows (n,), each of them 0 or more, in their order."""
+        if len(rows) <= FEW:
+            return self.of_few(rows.tolist())
+        # Made by Arrow's own loop; `to_pylist` takes several times longer.
+        return self.array.take(pa.array(rows)).to_numpy(zero_copy_only=False).tolist()
+
+    def of_few(self, rows: Sequence[int]) -> list[str]:
+        """The same, one by one."""
+        offsets, text = self._offsets, self._text
+        return [str(text[offsets[row] : offsets[row + 1]], "utf-8") for row in rows]
+
+
 class IdColumn:
     """Names of rows, as one Arrow array that grows, and the way back from a name to its row."""
 
@@ -151,7 +187,7 @@ class IdColumn:
         self._offsets = np.zeros(1, dtype=np.int64)
         self._text = np.zeros(0, dtype=np.uint8)
         self._num_rows = 0
-        self._array: pa.Array | None = None
+        self._names: Names | None = None
         # Of rows before `_known`: sorted hashes with their rows, and the newest in a dictionary. Python's own hash of
         # a text differs between processes, which is no harm: nothing of this is written.
         self._hashes = np.zeros(0, dtype=np.int64)
@@ -170,14 +206,13 @@ class IdColumn:
         self._offsets = _grown(self._offsets, self._num_rows + 1, end + 1)
         self._offsets[self._num_rows + 1 : end + 1] = offsets[1:] - offsets[0] + size
         self._num_rows = end
-        self._array = None
+        self._names = None
 
-    def array(self) -> pa.Array:
+    def names(self) -> "Names":
         """All names, without a copy."""
-        if self._array is None:
-            buffers = (pa.py_buffer(self._offsets), pa.py_buffer(self._text))
-            self._array = pa.LargeStringArray.from_buffers(self._num_rows, *buffers)
-        return self._array
+        if self._names is None:
+            self._names = Names(self._offsets, self._text, self._num_rows)
+        return self._names
 
     def find(self, ids: Sequence[str], alive: np.ndarray) -> np.ndarray:
         """The living row of each name, -1 where there is none."""
@@ -185,7 +220,7 @@ class IdColumn:
         rows = np.full(len(ids), -1, dtype=np.int64)
         hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
         low, high = (np.searchsorted(self._hashes, hashes, side=side) for side in ("left", "right"))
-        names = self.array()
+        names = self.names().array
         for place, (name, first, last) in enumerate(zip(ids, low.tolist(), high.tolist(), strict=True)):
             row = self._recent.get(name, -1)
             if row < 0 or not alive[row]:
@@ -195,7 +230,7 @@ class IdColumn:
         return rows
 
     def _catch_up(self, alive: np.ndarray) -> None:
-        new, names = range(self._known, self._num_rows), self.array()
+        new, names = range(self._known, self._num_rows), self.names().array
         if len(self._recent) + len(new) <= max(_RECENT_IDS, self._num_rows // 16):
             for start, part in _parts(names, new):
                 self._recent.update(zip(part, range(start, start + len(part)), strict=True))

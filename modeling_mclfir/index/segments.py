@@ -9,19 +9,18 @@ names it has taken the old one's place: whatever a kill leaves behind is named b
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
-MANIFEST, LOCK = "store.json", ".lock"
+from .durable import flush_folder, write_file
+
+MANIFEST = "store.json"
 _FORMAT = 1
-_PARTIAL = ".partial"
 _OURS = re.compile(r"(\d+-\d+-\d+)\.(arrow|npy|faiss)(\.partial)?")
 
 
@@ -87,13 +86,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> "Manifest":
-        """ValueError: a format that is not ours."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
-            raise ValueError(f"{MANIFEST} is of another format than {_FORMAT}: it needs another release of mclfir.")
-        segments = tuple(Segment(**segment) for segment in values.pop("segments"))
-        index = values.pop("index")
-        return cls(**values, segments=segments, index=IndexFile(**index) if index else None)
+        """ValueError: a format that is not ours, or no manifest at all."""
+        try:
+            values = json.loads(text)
+            form = values.pop("format")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ValueError(f"{MANIFEST} is no manifest of a store; something else changed it.") from None
+        if form != _FORMAT:
+            raise ValueError(f"{MANIFEST} has format {form}, not {_FORMAT}: it needs another release of mclfir.")
+        try:
+            segments, index = tuple(Segment(**segment) for segment in values.pop("segments")), values.pop("index")
+            return cls(**values, segments=segments, index=IndexFile(**index) if index else None)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{MANIFEST} is damaged ({error!r}). Take a copy.") from None
 
 
 @dataclass(frozen=True)
@@ -178,46 +183,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> bytes:
     return text
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A file that is wholly there or not at all. Its name is durable after `flush_folder`."""
-    partial = path.with_name(path.name + _PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def flush_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def locked(folder: Path, timeout: float) -> Iterator[None]:
-    """Keep other writers out. TimeoutError where one of them does not finish within `timeout` seconds."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        raise TimeoutError(
-            f"Another process has been writing to {folder} for {timeout} s. Try again later, or give a larger "
-            "lock_timeout."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def write_segment(folder: Path, segment: Segment, batch: Batch, blocks: Iterable[np.ndarray] | None = None) -> None:
     """
     Args:
@@ -263,8 +228,15 @@ def read_segment(folder: Path, segment: Segment, dim: int) -> Batch:
     return Batch(ids, np.asarray(embeds), table.drop_columns(["id"]).replace_schema_metadata(None), ended)
 
 
-def clean(folder: Path, manifest: Manifest) -> None:
-    """Delete what no manifest names: files of a write that was cut off, or of segments put together since."""
+def clean(folder: Path) -> None:
+    """
+    Delete what the manifest does not name: files of a write that was cut off, or of segments put together since. Only
+    under the lock. It is asked of the disk what the manifest is: a process that was interrupted may not know it.
+    """
+    text = read_manifest(folder)
+    if text is None:
+        return
+    manifest = Manifest.from_json(text)
     kept = {segment.name for segment in manifest.segments} | ({manifest.index.name} if manifest.index else set())
     for path in folder.iterdir():
         ours = _OURS.fullmatch(path.name)

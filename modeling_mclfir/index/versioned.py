@@ -26,6 +26,8 @@ from .spaces import SpaceRevision
 from .store import checked_embeds, checked_ids, checked_metadata
 from .writer import IndexWriter
 
+_NO_SPREAD = 1e-6  # of squared lengths
+
 
 class VersionedIndex(IndexWriter):
     """
@@ -230,14 +232,29 @@ class VersionedIndex(IndexWriter):
             self._write(without(view.manifest, view.space(space).name, revision))
             self._finish_drops()
 
-    def measure_spread(self, space: str, num_items: int = 2000, seed: int = 0) -> float:
-        """Measure the spread of a space's scores from stored vectors, and keep it for searches over several spaces."""
+    def measure_spread(
+        self, space: str, num_items: int = 2000, seed: int = 0, *, fingerprint: str | None = None
+    ) -> float | None:
+        """
+        Measure the spread of a space's scores from stored vectors, and keep it for searches over several spaces.
+
+        Args:
+            num_items: stored items that are looked at.
+            fingerprint: of the revision that is being built, for its own spread; default: the live one.
+
+        Returns:
+            The spread; None, and nothing changes: there are too few different vectors to know it.
+        """
         with self._writing() as view:
-            found = view.space(space)
-            store = self._stores.of(found.live)
-            spread = score_spread(store.get(choose_calibration(store, num_items, seed)).embeds, seed=seed)
-            known = replace(found.live, description=replace(found.live.description, spread=spread))
-            revisions = tuple(known if stored is found.live else stored for stored in found.revisions)
+            found, measured = view.space(space), self.stored(space, fingerprint)
+            store = self._stores.of(measured)
+            embeds = store.get(choose_calibration(store, num_items, seed)).embeds
+            spread = score_spread(embeds, seed=seed) if len(embeds) > 1 else 0.0
+            # Vectors that are all the same have a spread as well: of rounding.
+            if not spread > _NO_SPREAD * float(np.square(embeds, dtype=np.float64).sum(axis=1).max(initial=0.0)):
+                return None
+            known = replace(measured, description=replace(measured.description, spread=spread))
+            revisions = tuple(known if stored is measured else stored for stored in found.revisions)
             self._write(view.manifest.with_spaces([replace(found, revisions=revisions)]))
             return spread
 

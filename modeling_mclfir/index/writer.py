@@ -9,12 +9,12 @@ from secrets import token_hex
 
 import numpy as np
 
+from .durable import locked, make_folder
 from .fusion import get_present
 from .landing import BUILT, OPENED
 from .manifest import IndexManifest, clean_maps, read_index, write_index
 from .policies import MADE_BY
 from .reader import IndexReader
-from .segments import locked
 from .spaces import IncompatibleRevisionError, Link, Space, SpaceRevision
 from .store import VectorStore
 from .view import View
@@ -38,7 +38,7 @@ class IndexWriter(IndexReader):
         folder = Path(folder)
         self._drop_store, self._lock_timeout = drop_store, lock_timeout
         if read_index(folder) is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with locked(folder, lock_timeout):
                 if read_index(folder) is None:  # another process may have been quicker
                     write_index(folder, IndexManifest())
@@ -119,12 +119,13 @@ class IndexWriter(IndexReader):
             self._stores.of(stored).remove(changed)
 
     def _check_complete(self, space: Space) -> None:
-        missing = self._missing(space.live, space.building)
-        if missing:
+        count, some = 0, []
+        for ids in self._stores.missing(space.live, space.building):
+            count, some = count + len(ids), (some + ids)[:3]
+        if count:
             raise ValueError(
-                f"{len(missing)} items of {space.name!r} have no vector of "
-                f"{space.building.description.model_revision!r} yet, {missing[:3]} among them. Add the items that "
-                "`pending` names, or allow_pending."
+                f"{count} items of {space.name!r} have no vector of {space.building.description.model_revision!r} "
+                f"yet, {some} among them. Add the items that `pending` names, or allow_pending."
             )
 
 

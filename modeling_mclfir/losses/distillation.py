@@ -55,12 +55,18 @@ class SimilarityDistillation(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, student_embeds: torch.Tensor, teacher_embeds: torch.Tensor, image_ids: torch.Tensor
+        self,
+        student_embeds: torch.Tensor,
+        teacher_embeds: torch.Tensor,
+        image_ids: torch.Tensor,
+        sides: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
             student_embeds, teacher_embeds: (N, A, D) of unit length; no gradient flows into the teacher.
             image_ids: (N,), equal for rows that show the same image.
+            sides: (N,) integers: rows are compared with those of another side only, captions with images (what
+                Mod-X draws together, the contrastive matrix, arXiv:2305.07437).
 
         Returns:
             scalar; 0, with gradients of 0, where no row has another.
@@ -75,6 +81,8 @@ class SimilarityDistillation(nn.Module):
                 f"{tuple(image_ids.shape)}."
             )
         others = image_ids[:, None] != image_ids[None, :]
+        if sides is not None:
+            others = others & (sides[:, None] != sides[None, :])
         student = self._log_shares(student_embeds, others)
         teacher = self._log_shares(teacher_embeds.detach(), others)
         per_row = kl_div(student, teacher, reduction="none", log_target=True).sum(dim=2)  # (A, N)

@@ -5,9 +5,13 @@ import torch
 
 
 def check_doublets(
-    embeds: torch.Tensor, labels: torch.Tensor, image_ids: torch.Tensor, sets: torch.Tensor | None
+    embeds: torch.Tensor,
+    labels: torch.Tensor,
+    image_ids: torch.Tensor,
+    sets: torch.Tensor | None,
+    sides: torch.Tensor | None = None,
 ) -> None:
-    """ValueError unless embeds are (N, A, D), labels and sets (N, A), image_ids (N,), and N is even."""
+    """ValueError unless embeds are (N, A, D), labels and sets (N, A), image_ids and sides (N,), and N is even."""
     if embeds.ndim != 3 or labels.shape != embeds.shape[:2] or image_ids.shape != embeds.shape[:1]:
         raise ValueError(
             f"Expected embeds (N, A, D), labels (N, A), image_ids (N,); got {tuple(embeds.shape)}, "
@@ -15,24 +19,31 @@ def check_doublets(
         )
     if sets is not None and sets.shape != labels.shape:
         raise ValueError(f"Expected sets of the labels' shape {tuple(labels.shape)}; got {tuple(sets.shape)}.")
+    if sides is not None and sides.shape != image_ids.shape:
+        raise ValueError(f"Expected sides of shape {tuple(image_ids.shape)}; got {tuple(sides.shape)}.")
     if len(embeds) % 2:
         raise ValueError(f"Rows come in doublets, so their number is even; got {len(embeds)}.")
 
 
-def comparable_rows(labels: torch.Tensor, image_ids: torch.Tensor, sets: torch.Tensor | None) -> torch.Tensor:
+def comparable_rows(
+    labels: torch.Tensor, image_ids: torch.Tensor, sets: torch.Tensor | None, sides: torch.Tensor | None = None
+) -> torch.Tensor:
     """
-    (A, N, N) bool: which rows meet which. Both have a value, show different images and are of one set.
+    (A, N, N) bool: which rows meet which. Both have a value, show different images, are of one set and of two sides.
 
     Args:
         labels: (N, A), below 0: no value.
         image_ids: (N,).
         sets: (N, A), or None: all are of one.
+        sides: (N,), or None: every row may meet every other one.
     """
     known = labels.T >= 0
     other_image = image_ids[:, None] != image_ids[None, :]
     comparable = known[:, :, None] & known[:, None, :] & other_image
     if sets is not None:
         comparable = comparable & (sets.T[:, :, None] == sets.T[:, None, :])
+    if sides is not None:
+        comparable = comparable & (sides[:, None] != sides[None, :])
     return comparable
 
 

@@ -66,6 +66,7 @@ class InfoNCE(nn.Module):
         labels: torch.Tensor,
         image_ids: torch.Tensor,
         sets: torch.Tensor | None = None,
+        sides: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -74,6 +75,8 @@ class InfoNCE(nn.Module):
             image_ids: (N,), equal for rows that show the same image.
             sets: (N, A) integers: rows meet only rows of the same set. So a triplet's anchor has the triplet's own
                 negative and no other: what the other triplets of the batch show is not known.
+            sides: (N,) integers: rows meet only rows of another side. So captions meet images and images captions:
+                the symmetric loss of CLIP (arXiv:2103.00020).
 
         Returns:
             the mean over attributes of the mean over anchors that have a positive; 0, with gradients of 0, where
@@ -82,8 +85,8 @@ class InfoNCE(nn.Module):
         Raises:
             ValueError: shapes that do not fit.
         """
-        check_doublets(embeds, labels, image_ids, sets)
-        positives, candidates = self._roles(labels, image_ids, sets)
+        check_doublets(embeds, labels, image_ids, sets, sides)
+        positives, candidates = self._roles(labels, comparable_rows(labels, image_ids, sets, sides))
         embeds = embeds.float().transpose(0, 1)  # (A, N, D)
         with torch.autocast(embeds.device.type, enabled=False):  # a low temperature makes bfloat16's steps large
             similarity = embeds @ embeds.transpose(1, 2)  # (A, N, N)
@@ -107,14 +110,11 @@ class InfoNCE(nn.Module):
         if self.logit_scale is not None:
             self.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
 
-    def _roles(
-        self, labels: torch.Tensor, image_ids: torch.Tensor, sets: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        comparable = comparable_rows(labels, image_ids, sets)
+    def _roles(self, labels: torch.Tensor, comparable: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         same = comparable & (labels.T[:, :, None] == labels.T[:, None, :])
         if self.same_value == "positives":
             return same, comparable
-        rows = torch.arange(len(image_ids), device=labels.device)
+        rows = torch.arange(len(labels), device=labels.device)
         partner = rows[:, None] == (rows[None, :] ^ 1)
         positives = same & partner
         candidates = comparable if self.same_value == "negatives" else comparable & ~(same & ~partner)

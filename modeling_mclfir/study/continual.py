@@ -98,6 +98,9 @@ class MethodFigures:
         unknown_after_each: and after each increment.
         stored_bytes: what is kept after the last increment beside the trunk: adapters, heads, the method's state.
         exemplars: photos kept after the last increment.
+        task: what is searched by.
+        policies: of text-image retrieval: reindex policy → known | unknown → (mean, spread) of the average after the
+            last increment.
     """
 
     order: str
@@ -116,6 +119,8 @@ class MethodFigures:
     cost_ratio: dict[str, float] | None
     stored_bytes: float
     exemplars: float
+    task: str = "attribute"
+    policies: dict[str, dict[str, tuple[float, float]]] | None = None
 
     @property
     def headline(self) -> tuple[float, float]:
@@ -180,7 +185,16 @@ def _figures(order: str, method: str, runs: dict[int, dict], static: dict[int, d
         cost_ratio=ratio,
         stored_bytes=float(np.mean([row["stored_bytes"] for row in last])),
         exemplars=float(np.mean([row["exemplars"] for row in last])),
+        task=every[0].get("task", "attribute"),  # an earlier version knew no other
+        policies=_policies([report["policies"][-1] for report in every]) if every[0].get("policies") else None,
     )
+
+
+def _policies(last: Sequence[Mapping]) -> dict[str, dict[str, tuple[float, float]]]:
+    return {
+        policy: {kind: _spread([one[policy][kind]["mean_recall"] for one in last]) for kind in kinds}
+        for policy, kinds in last[0].items()
+    }
 
 
 def _after_each(scores: Sequence[Sequence[float | None]]) -> list[float]:

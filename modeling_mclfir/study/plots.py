@@ -30,7 +30,7 @@ def plot_after_each(rows: Sequence[MethodFigures], increments: Sequence[str], pa
                       va="center", arrowprops=arrow)  # fmt: skip
     axes.set_xticks(places, [literal(name) for name in increments[: len(places)]])
     axes.set_xlim(-0.2, places[-1] + 0.35 * len(places))
-    axes.set(xlabel="after learning", ylabel="MAP over what was learned so far, %")
+    axes.set(xlabel="after learning", ylabel=f"{_score(rows)} over what was learned so far, %")
     save(figure, path, "What is known after each increment", [_dashed(rows)])
 
 
@@ -49,8 +49,13 @@ def plot_cost(rows: Sequence[MethodFigures], path: str | os.PathLike) -> None:
                       arrowprops=arrow)  # fmt: skip
     axes.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xlim(left=-0.05, right=right)
-    axes.set(xlabel="training FLOPs of the whole sequence, as a share of static retraining", ylabel="average MAP, %")
+    xlabel = "training FLOPs of the whole sequence, as a share of static retraining"
+    axes.set(xlabel=xlabel, ylabel=f"average {_score(rows)}, %")
     save(figure, path, "What it costs, and what it gives", ["up and to the left is better; bars: spread over seeds"])
+
+
+def _score(rows: Sequence[MethodFigures]) -> str:
+    return "MAP" if rows[0].task == "attribute" else "mean recall (increment not told)"
 
 
 def _labels(places: Sequence[tuple[float, float]], width: float) -> list[tuple[float, float]]:

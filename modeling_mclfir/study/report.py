@@ -23,6 +23,19 @@ _UNKNOWN = """\
 *not told*: the same where a query's attribute is told, but not the increment that its value came with. Methods with
 one space for an attribute have one answer to both; others weigh their spaces by the image (`fused_queries`). The
 gallery holds the values of all increments."""
+_ABOUT_RECALL = """\
+*mean recall* in percent, 0–100: the mean of recall at 1, 5 and 10, captions to images and images to captions,
+searched among the pairs of the query's own increment, all embedded anew; a[i][j] is that of increment j after
+increment i (T the last). *average* = mean_j a[T][j]; *forgetting* = mean_{j<T} (max_{j≤i<T} a[i][j] − a[T][j]);
+*BWT* = mean_{j<T} (a[T][j] − a[j][j]); *FWT* = mean_{j>0} (a[j−1][j] − the same before any training);
+*intransigence* = mean_j (static[j] − a[j][j]). *not told*: searched among the pairs of all increments so far. ± is the
+standard deviation over seeds. Costs are of a whole sequence; the shares are of static retraining's, which learns
+everything seen so far at every increment, with the same epochs and the same cached features."""
+_POLICIES = """\
+After the last increment, where galleries are embedded anew (*full*), left as they were indexed when their increment
+was learned (*none*), or left while queries are mapped back by what 200 stored items show, embedded again (by the turn
+that fits best, *Procrustes*, or by *mean drift*); with the query's increment told, and not."""
+_NAMES = {"drift_compensated": "Procrustes", "mean_drift": "mean drift"}
 _COLUMNS = (
     "method", "average", "forgetting", "BWT", "FWT", "intransigence", "samples", "FLOPs", "seconds", "memory",
     "stored, kB", "exemplars", "seeds",
@@ -42,13 +55,15 @@ def write_study(figures: Sequence[MethodFigures], increments: Sequence[str], fol
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     orders = list(dict.fromkeys(row.order for row in figures))
-    lines = [f"# {title}", "", _ABOUT, ""]
+    of_pairs = any(row.policies for row in figures)
+    lines = [f"# {title}", "", _ABOUT_RECALL if of_pairs else _ABOUT, ""]
     for order in orders:
         rows = sorted((row for row in figures if row.order == order), key=lambda row: -row.headline[0])
         names = list(increments) if order == "canonical" else list(reversed(increments))
         plot_after_each(rows, names, folder / f"after_each_{order}.png")
-        told = [_UNKNOWN, ""] if any(row.unknown_average for row in rows) else []
+        told = [_UNKNOWN, ""] if any(row.unknown_average for row in rows) and not of_pairs else []
         lines += [f"## Order: {order}", "", *told, *_table(rows), ""]
+        lines += [_POLICIES, "", *_policy_table(rows), ""] if of_pairs else []
         lines += [f"![score after each increment](after_each_{order}.png)"]
         if any(row.cost_ratio for row in rows):
             plot_cost(rows, folder / f"cost_{order}.png")
@@ -72,6 +87,17 @@ def _table(rows: Sequence[MethodFigures]) -> list[str]:
         scores = (row.average, row.forgetting, *more, row.backward_transfer, row.forward_transfer, row.intransigence)
         kept = [as_count(row.stored_bytes / 1000), as_count(row.exemplars)]
         lines.append(table_row(row.method, *map(_with_spread, scores), *shares, *kept, str(row.num_seeds)))
+    return lines
+
+
+def _policy_table(rows: Sequence[MethodFigures]) -> list[str]:
+    """Of each method the average under each policy, with the increment told and not."""
+    rows = [row for row in rows if row.policies]
+    names = [(policy, kind) for kind in ("known", "unknown") for policy in rows[0].policies]
+    titles = [f"{_NAMES.get(policy, policy)}, {'told' if kind == 'known' else 'not told'}" for policy, kind in names]
+    lines = [table_row("method", *titles), table_row("---", *["---:"] * len(names))]
+    for row in rows:
+        lines.append(table_row(row.method, *(_with_spread(row.policies[policy][kind]) for policy, kind in names)))
     return lines
 
 

@@ -10,8 +10,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_mclfir import ADAPTER_POLICIES, HEAD_TYPES, MASK_TYPES
+from ..configuration_mclfir_text import POOLINGS
 from ..continual import METHODS
 
+TASKS = ("attribute", "text-image")
 HEAD_STARTS = ("random", "ridge")
 HEAD_FINISHES = ("learned", "ridge")
 DEFAULT_RECIPE = "atelier"
@@ -60,7 +62,26 @@ class ModelArguments:
         default=False, metadata={"help": "ag_man also predicts which attribute an image was drawn for"}
     )
     text_encoder: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a text model: prompts are its embeddings of the names"}
+        default=None,
+        metadata={
+            "help": "Hub id or folder of a text model. Attributes: prompts are its embeddings of the names. "
+            "Text-image: the text tower (in a recipe also its configuration); default: the other tower of --trunk"
+        },
+    )
+    num_adapted_text_blocks: int | None = field(
+        default=None, metadata={"help": "last blocks of the text tower with adapters; default: 1/4 (text-image)"}
+    )
+    image_pooling: str = field(
+        default="auto", metadata={"help": f"what becomes of a photo's tokens: {', '.join(POOLINGS)} (text-image)"}
+    )
+    text_pooling: str = field(default="auto", metadata={"help": "the same of a caption's tokens (text-image)"})
+    num_shared_layers: int = field(
+        default=0, metadata={"help": "layers behind the projections that both towers share (text-image)"}
+    )
+    max_text_length: int = field(default=64, metadata={"help": "tokens that are kept of a caption (text-image)"})
+    vocabulary_size: int = field(
+        default=8000,
+        metadata={"help": "of the tokeniser learned from the captions where the text tower brings none (text-image)"},
     )
 
 
@@ -72,6 +93,7 @@ class DataArguments:
         default="atelier",
         metadata={"help": "'atelier' (drawn here), a folder of data_scripts, or images + labels.csv"},
     )
+    task: str = field(default="attribute", metadata={"help": f"what is searched by: {', '.join(TASKS)}"})
     increments: str | None = field(default=None, metadata={"help": "JSON file; default: the data set's own"})
     increments_key: str | None = field(default=None, metadata={"help": "which list, where the file has several"})
     reverse_increments: bool = field(default=False, metadata={"help": "last increment first"})
@@ -88,6 +110,8 @@ class DataArguments:
     num_workers: int = field(default=0, metadata={"help": "processes that decode images where nothing is cached"})
 
     def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"--task must be one of {TASKS}; got {self.task!r}.")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction is a share of the rows, 0..1; got {self.max_bad_fraction}.")
         for name in ("num_views", "shuffle_buffer"):
@@ -248,6 +272,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
             f"--method {args.method} looks at the rows of an increment again, which a stream does not offer; leave "
             "--streaming out."
         )
+    if data_args.task == "text-image":
+        _check_text_image(data_args, args)
     if model_args.use_attribute_classification != (args.classification_weight > 0):
         raise ValueError(
             "use_attribute_classification (a branch of the heads) and classification_weight above 0 (its loss) go "
@@ -255,6 +281,22 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
             "neither."
         )
     return model_args, data_args, args
+
+
+def _check_text_image(data_args: DataArguments, args: RunArguments) -> None:
+    """Raises ValueError for settings that captions and images leave nothing to do."""
+    if "text-image" not in METHODS[args.method].tasks:
+        able = [name for name, method in METHODS.items() if "text-image" in method.tasks]
+        raise ValueError(f"--method {args.method} learns attributes only; --task text-image takes one of {able}.")
+    wrong = {
+        "--loss": (args.loss, "infonce"),
+        "--streaming": (data_args.streaming, False),
+        "--exemplar_means": (args.exemplar_means, False),
+        "--classification_weight": (args.classification_weight, 0.0),
+    }
+    for flag, (given, only) in wrong.items():
+        if given != only:
+            raise ValueError(f"{flag} {given} is for attributes; with --task text-image leave it at {only}.")
 
 
 def read_recipe(recipe: str) -> dict:

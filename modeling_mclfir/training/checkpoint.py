@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..adapters_mclfir import adapter_state_dict
+from ..base_mclfir import MclfirPreTrainedModel
 from ..modeling_mclfir import MclfirForImageRetrieval
 from .fingerprint import tensors_fingerprint
 
 TRUNK_FILE, ADAPTERS_FILE, HEADS_FILE = "trunk.safetensors", "adapters.safetensors", "heads.safetensors"
+TEXT_FILE = "text.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 STATE_FILE = "training_state.json"
 
@@ -30,7 +32,7 @@ def increment_folder(output_dir: Path, increment_id: int) -> Path:
 
 def save_increment(
     folder: Path,
-    model: MclfirForImageRetrieval,
+    model: MclfirPreTrainedModel,
     processor,
     state: dict,
     method_state: dict[str, torch.Tensor],
@@ -38,9 +40,11 @@ def save_increment(
 ) -> None:
     """
     Write a complete checkpoint: `AutoModel.from_pretrained(folder)` loads it. Beside it `adapters/NAME/` in PEFT's own
-    layout; a trunk that did not change since `previous` is hard-linked (copied where links are not to be had).
+    layout (of a text tower `adapters/NAME/text/`); a trunk or a text tower that did not change since `previous` is
+    hard-linked (copied where links are not to be had).
 
     Args:
+        processor: what prepares the model's inputs; of a text-image model a `MclfirProcessor`.
         state: plain data, kept as training_state.json.
         method_state: tensors of the continual method.
     """
@@ -67,9 +71,11 @@ def save_increment(
     publish(partial, folder)
 
 
-def load_increment(folder: Path) -> tuple[MclfirForImageRetrieval, dict, dict[str, torch.Tensor]]:
+def load_increment(
+    folder: Path, model_class: type[MclfirPreTrainedModel] = MclfirForImageRetrieval
+) -> tuple[MclfirPreTrainedModel, dict, dict[str, torch.Tensor]]:
     """The model, the run's state and the method's state of a checkpoint."""
-    model = MclfirForImageRetrieval.from_pretrained(folder)
+    model = model_class.from_pretrained(folder)
     method_file = folder / "method.safetensors"
     return model, json.loads((folder / STATE_FILE).read_text()), load_file(method_file) if method_file.exists() else {}
 
@@ -152,15 +158,15 @@ def recover(folder: Path) -> None:
         os.rename(old, folder)
 
 
-def _split_state(model: MclfirForImageRetrieval) -> dict[str, dict[str, torch.Tensor]]:
-    parts: dict[str, dict[str, torch.Tensor]] = {TRUNK_FILE: {}, ADAPTERS_FILE: {}, HEADS_FILE: {}}
+def _split_state(model: MclfirPreTrainedModel) -> dict[str, dict[str, torch.Tensor]]:
+    parts: dict[str, dict[str, torch.Tensor]] = {TRUNK_FILE: {}, TEXT_FILE: {}, ADAPTERS_FILE: {}, HEADS_FILE: {}}
     for name, value in _plain(model.state_dict()).items():
-        if name.startswith(("heads.", "router.")):
+        if name.startswith(("heads.", "router.", "text_router.")):
             parts[HEADS_FILE][name] = value
         elif ".lora_" in name or ".prompt_pool." in name:
             parts[ADAPTERS_FILE][name] = value
         else:
-            parts[TRUNK_FILE][name] = value
+            parts[TEXT_FILE if name.startswith("text.") else TRUNK_FILE][name] = value
     return {name: tensors for name, tensors in parts.items() if tensors}
 
 
@@ -173,7 +179,7 @@ def _save_or_link(path: Path, tensors: dict[str, torch.Tensor], digest: str, pre
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _save_adapters(folder: Path, model: MclfirForImageRetrieval, previous: Path | None) -> None:
+def _save_adapters(folder: Path, model: MclfirPreTrainedModel, previous: Path | None) -> None:
     config = model.config
     for increment_id, increment in enumerate(config.increments):
         adapter = config.adapter_name(increment_id)
@@ -183,17 +189,26 @@ def _save_adapters(folder: Path, model: MclfirForImageRetrieval, previous: Path 
         target = folder / name
         if target.exists():
             continue
-        target.mkdir(parents=True)
         older = None if previous is None else previous / "adapters" / name
         if config.adapter_policy != "shared" and older is not None and older.exists():
-            for file in older.iterdir():  # an old increment's adapter never changes
-                _link(file, target / file.name)
+            for file in [path for path in older.rglob("*") if path.is_file()]:  # an old adapter never changes
+                (target / file.relative_to(older)).parent.mkdir(parents=True, exist_ok=True)
+                _link(file, target / file.relative_to(older))
             continue
-        save_file(adapter_state_dict(model.mclfir.trunk, adapter), target / "adapter_model.safetensors")
-        settings = model.mclfir.adapter_settings()
-        settings.base_model_name_or_path = config.vision_config.name_or_path or None
-        settings.inference_mode = True
-        settings.save_pretrained(target)
+        _save_adapter(target, model.mclfir, adapter, config.vision_config)
+        if len(model.towers) > 1:
+            _save_adapter(target / "text", model.text, adapter, config.text_config)
+
+
+def _save_adapter(folder: Path, tower, adapter: str, trunk_config) -> None:
+    settings = tower.adapter_settings()
+    if settings is None:
+        return
+    folder.mkdir(parents=True)
+    save_file(adapter_state_dict(tower.trunk, adapter), folder / "adapter_model.safetensors")
+    settings.base_model_name_or_path = trunk_config.name_or_path or None
+    settings.inference_mode = True
+    settings.save_pretrained(folder)
 
 
 def _link(source: Path, target: Path) -> None:

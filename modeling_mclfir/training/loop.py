@@ -37,6 +37,7 @@ class Progress:
     scores_unknown: list[list[float | None]] = field(default_factory=list)  # nobody says whose value a query shows
     initial_trunk: dict | None = None
     zero_shot: list[float] = field(default_factory=list)
+    drift: list[list[dict]] = field(default_factory=list)  # of towers, after each increment (text-image)
     cached: list[str] = field(default_factory=list)  # feature files whose filling is on the bill
 
     def charge(self, name: str, bill: Cost, device: torch.device, kept: dict[str, int]) -> None:

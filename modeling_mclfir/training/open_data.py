@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what a user names to checked tables and increments, before any training starts."""
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,6 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-from ..data.atelier import ATTRIBUTES, INCREMENTS, SPLIT_SIZES, generate_split
-from ..data.folder import read_folder
 from ..data.images import DistinctBadRows
 from ..data.increments import (
     Increment,
@@ -21,11 +18,10 @@ from ..data.increments import (
     reverse_increments,
     select_rows,
 )
-from ..data.prepare import write_annotations, write_dataset
-from ..data.schema import SPLITS
 from ..data.sides import search_sides
 from ..data.table import ImageTable, check_images, load_tables
 from ..data.triplets import load_triplets
+from .prepared_folder import prepared_folder
 
 logger = get_logger(__name__)
 
@@ -71,21 +67,43 @@ def open_data(args, output_dir: Path, seed: int, accelerator: Accelerator) -> Tr
         ValueError: too many bad images; no attributes; an increment without rows; an attribute that is unknown, has
             one value, or cannot be scored.
     """
+    folder, tables, bad_rows = open_tables(args, output_dir, seed, accelerator)
+    if not tables["train"].attributes:
+        raise ValueError(
+            f"--dataset {args.dataset} has no attributes, so there is nothing to learn for attribute retrieval: it "
+            "serves text-image or composed retrieval (--task text-image). Choose a set with attributes; "
+            "data_scripts/README.md lists them."
+        )
+    increments = read_increments(args, folder, tables["train"].attributes)
+    domains = [increment.name for increment in increments if not increment.attributes]
+    if domains:
+        raise ValueError(
+            f"increments {domains} name no attributes: they are domains, for text-image retrieval (--task "
+            "text-image). Choose another list with --increments_key."
+        )
+    triplets = _triplets(folder, tables, increments, args)
+    check_increments(increments, tables["train"], split="train", skip=triplets["train"])
+    sides = search_sides(tables, args.evaluate_on)
+    for side in sides[: 1 if sides[0] is sides[1] else 2]:
+        check_increments(increments, side, split=side.split, min_values=1, skip=triplets["evaluation"])
+    _check_scorable(increments, *sides, skip=triplets["evaluation"])
+    return TrainingData(args.dataset, folder, tables, increments, bad_rows, triplets)
+
+
+def open_tables(
+    args, output_dir: Path, seed: int, accelerator: Accelerator
+) -> tuple[Path, dict[str, ImageTable], DistinctBadRows]:
+    """The folder of the data set, its tables (bad images left out of those that are read), and what was left out."""
     bad_rows = DistinctBadRows()
     # One process prepares, the others find it prepared.
     with accelerator.main_process_first():
-        folder = _prepared_folder(args, Path(output_dir), seed, bad_rows)
+        folder = prepared_folder(args, Path(output_dir), seed, bad_rows)
         # A stream's rows need no table: of theirs only the labels are read.
         tables = load_tables(folder, labels_only=("train",) if args.streaming else ())
     if not all(table.has_images for split, table in tables.items() if not (args.streaming and split == "train")):
         raise ValueError(
             f"--dataset {args.dataset} was prepared with --annotations-only and has no images; prepare it again "
             "without that flag."
-        )
-    if not tables["train"].attributes:
-        raise ValueError(
-            f"--dataset {args.dataset} has no attributes, so there is nothing to learn for attribute retrieval: it "
-            "serves text-image or composed retrieval. Choose a set with attributes; data_scripts/README.md lists them."
         )
     splits = ("train", *(("query", "gallery") if args.evaluate_on == "query" else ("val",)))
     total = sum(len(tables[split]) for split in splits) + bad_rows.total
@@ -95,22 +113,14 @@ def open_data(args, output_dir: Path, seed: int, accelerator: Accelerator) -> Tr
     bad_rows.check(total, args.max_bad_fraction)
     if bad_rows.total:
         logger.warning(f"rows left out: {bad_rows.summary()}")
+    return folder, tables, bad_rows
+
+
+def read_increments(args, folder: Path, attributes: tuple[str, ...]) -> list[Increment]:
+    """The increments that `DataArguments` name, in the order of learning."""
     source = args.increments if args.increments is not None else folder / "increments.json"
-    increments = load_increments(source, tables["train"].attributes, key=args.increments_key)
-    increments = reverse_increments(increments) if args.reverse_increments else increments
-    domains = [increment.name for increment in increments if not increment.attributes]
-    if domains:
-        raise ValueError(
-            f"increments {domains} name no attributes: they are domains, for text-image retrieval. Choose another "
-            "list with --increments_key."
-        )
-    triplets = _triplets(folder, tables, increments, args)
-    check_increments(increments, tables["train"], split="train", skip=triplets["train"])
-    sides = search_sides(tables, args.evaluate_on)
-    for side in sides[: 1 if sides[0] is sides[1] else 2]:
-        check_increments(increments, side, split=side.split, min_values=1, skip=triplets["evaluation"])
-    _check_scorable(increments, *sides, skip=triplets["evaluation"])
-    return TrainingData(args.dataset, folder, tables, increments, bad_rows, triplets)
+    increments = load_increments(source, attributes, key=args.increments_key)
+    return reverse_increments(increments) if args.reverse_increments else increments
 
 
 def _triplets(
@@ -153,72 +163,3 @@ def _check_scorable(
                     f"{queries.split!r} has {'another' if least == 2 else 'one'} of the same value in split "
                     f"{gallery.split!r}. Leave it out of increments.json, or share the images out anew."
                 )
-
-
-def _prepared_folder(args, output_dir: Path, seed: int, bad_rows: DistinctBadRows) -> Path:
-    if args.dataset == "atelier":
-        return _draw_atelier(output_dir / "data", seed)
-    source = Path(args.dataset)
-    if not source.is_dir():
-        raise FileNotFoundError(
-            f"--dataset {args.dataset}: no such folder. Name 'atelier', a folder written by data_scripts, or a folder "
-            "of images with a labels.csv or labels.parquet."
-        )
-    if (source / "data").is_dir() or any(source.glob("*.parquet")) and not (source / "labels.parquet").exists():
-        return source
-    return _prepare_folder(source, output_dir / "data", args.max_bad_fraction, bad_rows)
-
-
-def _draw_atelier(target: Path, seed: int) -> Path:
-    made_from = {"data set": "atelier", "seed": seed}
-    if not _is_made_from(target, made_from):
-        logger.info(f"drawing the atelier data set, seed {seed}, into {target}")
-        write_dataset(
-            target,
-            {split: generate_split(split, seed=seed) for split in SPLITS},
-            tuple(ATTRIBUTES),
-            INCREMENTS,
-            name="Atelier",
-            licence="apache-2.0",
-            description=f"Garments drawn by mclfir, seed {seed}.",
-            num_rows=SPLIT_SIZES,
-            check_images=False,  # drawn a moment ago
-            overwrite=True,
-        )
-        _mark(target, made_from)
-    return target
-
-
-def _prepare_folder(source: Path, target: Path, max_bad_fraction: float, bad_rows: DistinctBadRows) -> Path:
-    # The images may be many: that their files are the same is taken on trust.
-    names = ("labels.csv", "labels.parquet", "split.csv", "increments.json", "values.json")
-    files = {name: (source / name).stat() for name in names if (source / name).is_file()}
-    made_from = {
-        "folder": str(source.resolve()),
-        "files": {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
-    }
-    if not _is_made_from(target, made_from):
-        write_annotations(
-            target,
-            read_folder(source, bad_rows=bad_rows),
-            name=source.name,
-            licence="unknown",
-            max_bad_fraction=max_bad_fraction,
-            overwrite=True,
-        )
-        _mark(target, made_from)
-    return target
-
-
-def _is_made_from(target: Path, made_from: dict) -> bool:
-    """Whether an earlier run has prepared the same data set there."""
-    mark = _mark_of(target)
-    return (target / "README.md").exists() and mark.is_file() and json.loads(mark.read_text()) == made_from
-
-
-def _mark(target: Path, made_from: dict) -> None:
-    _mark_of(target).write_text(json.dumps(made_from), encoding="utf-8")
-
-
-def _mark_of(target: Path) -> Path:
-    return target.with_name(f"{target.name}-made-from.json")

@@ -39,10 +39,15 @@ def open_model(
     return model, MclfirImageProcessor.for_trunk(trunk_id, arguments.image_height, arguments.image_width)
 
 
+def check_folder(flag: str, tower) -> None:
+    """Raises FileNotFoundError where `tower` is meant for a folder, and there is none."""
+    is_path = isinstance(tower, str) and (tower.startswith((".", os.sep)) or tower.count("/") > 1)
+    if is_path and not Path(tower).exists():
+        raise FileNotFoundError(f"{flag} {tower}: no such folder; expected one with a model of transformers.")
+
+
 def _open_trunk(trunk, pretrained: bool, settings: dict) -> MclfirForImageRetrieval:
-    is_path = isinstance(trunk, str) and (trunk.startswith((".", os.sep)) or trunk.count("/") > 1)
-    if is_path and not Path(trunk).exists():
-        raise FileNotFoundError(f"--trunk {trunk}: no such folder; expected one with a vision model of transformers.")
+    check_folder("--trunk", trunk)
     try:
         return MclfirForImageRetrieval.from_trunk(trunk, pretrained=pretrained, **settings)
     except OSError as error:

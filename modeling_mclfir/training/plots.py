@@ -56,8 +56,14 @@ def draw_plots(report: dict, examples: dict[str, list[dict]], folder: str | os.P
     return paths
 
 
-def plot_score_matrix(report: dict, path: str | os.PathLike) -> None:
-    """A heat map of a[i][j]: MAP on increment j after increment i; hatched where j was not learned yet."""
+def plot_score_matrix(
+    report: dict,
+    path: str | os.PathLike,
+    title: str = "What is learned, and what stays learned: MAP in %",
+    scored_on: str = "scored on the attributes of",
+    unlearned: str = "ranked by the trunk's pooled features",
+) -> None:
+    """A heat map of a[i][j]: score on increment j after increment i; hatched where j was not learned yet."""
     scores = needed(plain(report.get("scores")), "scores")
     names = [literal(name) for name in report["increments"]]
     height = len(scores)
@@ -73,15 +79,15 @@ def plot_score_matrix(report: dict, path: str | os.PathLike) -> None:
     slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if width > 3 else {}
     axes.set_xticks(range(width), names[:width], **slanted)
     axes.set_yticks(range(height), names[:height])
-    axes.set(xlabel="scored on the attributes of", ylabel="after learning")
+    axes.set(xlabel=scored_on, ylabel="after learning")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     notes = ["bold: just learned" + ("; small: change since then, in points" if height > 1 else "")]
     if (report.get("average") or {}).get("triplet_accuracy") is not None:
         notes.append("triplets in order, in %, where all attributes are known by triplets alone")
     if any(a is not None for i, row in enumerate(scores) for a in row[i + 1 :]):
-        notes.append("hatched, italic: not learned yet, ranked by the trunk's pooled features")
-    save(figure, path, "What is learned, and what stays learned: MAP in %", notes)
+        notes.append(f"hatched, italic: not learned yet, {unlearned}")
+    save(figure, path, title, notes)
 
 
 def _draw_score(axes, i: int, j: int, score: float, learned: float | None) -> None:
@@ -150,7 +156,11 @@ def _draw_attribute(axes, place: float, row: dict, colour: str) -> None:
         axes.text(right, place, f"{100 * score:.1f}", va="center", fontsize=9, color=TEXT)
 
 
-def plot_loss(report: dict, path: str | os.PathLike) -> None:
+def plot_loss(
+    report: dict,
+    path: str | os.PathLike,
+    title: str = "Training loss: each increment starts on attributes it has not seen",
+) -> None:
     """The loss of every step (thin) and its running mean (thick); further panels for its parts, where several."""
     rows = needed(plain(report.get("loss")), "loss")
     found = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, int | float))
@@ -178,7 +188,6 @@ def plot_loss(report: dict, path: str | os.PathLike) -> None:
         axes.set_xlim(-0.01 * start, 1.01 * start)
     all_axes[-1].set_xlabel("optimiser step, all increments one after the other")
     figure.align_ylabels()
-    title = "Training loss: each increment starts on attributes it has not seen"
     save(figure, path, title, ["thin: as logged; thick: running mean"])
 
 

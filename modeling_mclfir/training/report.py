@@ -5,12 +5,20 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .report_cells import as_count, as_duration, as_flops, as_percent, as_text, name_at, table_row
+from .report_cells import as_count, as_percent, as_text, table_row
+from .report_sections import (
+    cost_section,
+    data_section,
+    matrix_section,
+    parameters_section,
+    picture_lines,
+    settings_section,
+    titled,
+)
 
-PLOTS = "plots"
 PICTURES = {
     "score_matrix": "Each column follows one increment through training: what stays the same is not forgotten.",
     "attributes": "Each attribute's MAP against what a random order of the gallery would score.",
@@ -27,12 +35,17 @@ def write_report(report: dict, output_dir: str | os.PathLike) -> None:
 
     NaN and infinity become null. Draw the pictures first: the page shows those that are in `output_dir/plots`.
     """
+    write_both(report, output_dir, report_markdown)
+
+
+def write_both(report: dict, output_dir: str | os.PathLike, page: Callable[[dict, Path], str]) -> None:
+    """`write_report` with another page: report, folder → Markdown."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report = plain(report)
     content = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(folder / "report.json", content.encode())
-    write_atomically(folder / "report.md", report_markdown(report, folder).encode())
+    write_atomically(folder / "report.md", page(report, folder).encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -84,12 +97,12 @@ def report_markdown(report: dict, output_dir: str | os.PathLike | None = None) -
         _conventions(report),
         _matrix(report) + _picture("score_matrix", folder),
         _attributes(report) + _picture("attributes", folder),
-        _titled("What it finds", _picture("retrievals", folder)),
-        _titled("Where it looks", _picture("attention", folder) + _picture("attention_photo", folder)),
-        _cost(report) + _picture("loss", folder),
-        _parameters(report),
-        _data(report),
-        _settings(report),
+        titled("What it finds", _picture("retrievals", folder)),
+        titled("Where it looks", _picture("attention", folder) + _picture("attention_photo", folder)),
+        cost_section(report) + _picture("loss", folder),
+        parameters_section(report),
+        data_section(report),
+        settings_section(report),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
@@ -190,22 +203,11 @@ def _conventions(report: dict) -> list[str]:
 
 
 def _matrix(report: dict) -> list[str]:
-    scores, names = report.get("scores") or [], report.get("increments") or []
-    if not scores:
-        return []
-    width = max(len(scores), *(1 + max((j for j, a in enumerate(row) if a is not None), default=0) for row in scores))
-    columns = [name_at(names, j) for j in range(width)]
     scored = "MAP in % on each increment's attributes"
     if (report.get("average") or {}).get("triplet_accuracy") is not None:
         scored += " (triplets in order, in %, where all of them are known by triplets alone)"
-    lines = ["## What stays learned", "", f"{scored}, after each increment:", ""]
-    lines += [table_row("", *columns), table_row("---", *["---:"] * width)]
-    for i, row in enumerate(scores):
-        cells = [as_percent(row[j]) if j < len(row) and row[j] is not None else "" for j in range(width)]
-        # Above the diagonal the increment is not learned yet: another kind of score, so another kind of type.
-        cells = [f"*{cell}*" if cell and j > i else cell for j, cell in enumerate(cells)]
-        lines.append(table_row(f"after {name_at(names, i)}", *cells))
-    return [*lines, "", "*In italics: the increment before it was learned, ranked by the trunk's pooled features.*"]
+    lines = matrix_section(report, scored, "ranked by the trunk's pooled features")
+    return ["## What stays learned", "", *lines] if lines else []
 
 
 def _attributes(report: dict) -> list[str]:
@@ -237,71 +239,5 @@ def _attributes(report: dict) -> list[str]:
     return [*lines, "", "Since learned: the change of MAP since the attribute was learned, in points."]
 
 
-def _cost(report: dict) -> list[str]:
-    bills = [(as_text(bill.get("increment")), bill) for bill in report.get("cost_per_increment") or []]
-    if report.get("cost"):
-        bills.append(("**all**", report["cost"]))
-    if not bills:
-        return []
-    lines = ["## What training cost", "", "| | samples | steps | FLOPs | time | waiting for data % | peak memory |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, bill in bills:
-        memory = bill.get("peak_memory_bytes")
-        memory = "–" if memory is None else f"{memory / 2**20:,.0f} MiB"
-        counts = as_count(bill.get("samples")), as_count(bill.get("steps"))
-        waiting = as_percent(_share(bill.get("waiting_seconds"), bill.get("seconds")))
-        times = as_duration(bill.get("seconds")), waiting
-        lines.append(table_row(name, *counts, as_flops(bill.get("flops")), *times, memory))
-    return [*lines, "", "A multiplication and an addition count as two FLOPs (T: 10¹², P: 10¹⁵)."]
-
-
-def _share(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
-
-
-def _parameters(report: dict) -> list[str]:
-    parameters = report.get("parameters") or {}
-    if not parameters:
-        return []
-    trunk, added = parameters.get("trunk"), parameters.get("added") or {}
-    lines = ["## Parameters", "", "| | parameters | % of the trunk |", "| --- | ---: | ---: |"]
-    lines.append(table_row("trunk", as_count(trunk), "100.00"))
-    for name, number in added.items():
-        lines.append(
-            table_row(f"added by {as_text(name)}", as_count(number), as_percent(number / trunk if trunk else None))
-        )
-    per_attribute = as_count(parameters.get("added_per_attribute"))
-    return [*lines, table_row("**added per attribute**", per_attribute, as_percent(parameters.get("share_of_trunk")))]
-
-
-def _data(report: dict) -> list[str]:
-    data = report.get("data") or {}
-    if not data:
-        return []
-    splits, bad = data.get("splits") or {}, data.get("bad_rows") or {}
-    counts = ", ".join(f"{as_count(number)} {as_text(split)}" for split, number in splits.items())
-    lines = ["## Data", "", f"{as_text(data.get('name'))}, images: {counts or 'none'}."]
-    if not any(bad.values()):
-        return [*lines, "No row was left out."]
-    lines += ["", f"{sum(bad.values()):,} rows could not be used:", "", "| cause | rows |", "| --- | ---: |"]
-    return lines + [table_row(as_text(cause), as_count(count)) for cause, count in bad.items()]
-
-
-def _settings(report: dict) -> list[str]:
-    lines = []
-    for title, key in (("Arguments of this run", "arguments"), ("Versions", "versions")):
-        values = report.get(key) or {}
-        if values:
-            body = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
-            lines += ["", f"<details><summary>{title}</summary>", "", "```yaml", *body, "```", "", "</details>"]
-    return ["## Made with", *lines] if lines else []
-
-
 def _picture(name: str, folder: Path | None) -> list[str]:
-    if folder is None or not (folder / PLOTS / f"{name}.png").is_file():
-        return []
-    return ["", f"![{PICTURES[name]}]({PLOTS}/{name}.png)"]
-
-
-def _titled(title: str, lines: list[str]) -> list[str]:
-    return [f"## {title}", *lines] if lines else []
+    return picture_lines(name, PICTURES[name], folder)

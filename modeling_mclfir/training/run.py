@@ -13,16 +13,16 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import nn
 
+from ..base_mclfir import MclfirPreTrainedModel
 from ..data.augmentation import Augmentation
 from ..data.table import ImageTable
-from ..evaluation import mean_score, summarise
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
 from .batches import IncrementBatches, StreamBatches
 from .checkpoint import STATE_FILE, increment_folder, load_increment, read_state, recover
 from .cost import Cost, count_flops
 from .feature_cache import FeatureCache
-from .fused_spaces import describe_increment, not_described, unknown_scores
+from .fused_spaces import describe_increment, not_described
 from .loop import Progress
 from .open_model import open_model
 from .prompts import PromptEncoder
@@ -44,6 +44,8 @@ class Run:
         num_finished: increments that are learned and saved.
     """
 
+    model_class: type[MclfirPreTrainedModel] = MclfirForImageRetrieval
+
     def __init__(self, model_args, data_args, args, data, accelerator: Accelerator):
         self.model_args, self.data_args, self.args, self.accelerator = model_args, data_args, args, accelerator
         self.data = data
@@ -55,23 +57,37 @@ class Run:
         if data_args.max_cache_gib > 0:
             folder = Path(data_args.cache_dir) if data_args.cache_dir else self.output_dir / "cache"
             self.cache = FeatureCache(folder, int(data_args.max_cache_gib * 2**30))
-        self.prompts = PromptEncoder(model_args.text_encoder) if model_args.text_encoder else None
-        self.model: MclfirForImageRetrieval
+        self.prompts = self._open_prompts()
+        self.model: MclfirPreTrainedModel
         self.processor: MclfirImageProcessor
         self.new_heads = range(0)  # of the increment that is being learned
         self.resting: dict[int, nn.Module] = {}  # refinements that its spaces have from increments before
         self.method_state: dict[str, torch.Tensor] = {}  # what the method kept of the increments finished
 
+    def _open_prompts(self) -> PromptEncoder | None:
+        return PromptEncoder(self.model_args.text_encoder) if self.model_args.text_encoder else None
+
+    @property
+    def saved_processor(self):
+        """What is saved with a checkpoint to prepare its inputs."""
+        return self.processor
+
     def start_fresh(self) -> None:
         """A new model on the named trunk."""
         set_seed(self.args.seed)  # whatever was drawn while the data were opened
-        self.model, self.processor = open_model(self.model_args, self.prompts)
+        self.model, self.processor = self._open_model()
+
+    def _open_model(self):
+        return open_model(self.model_args, self.prompts)
 
     def take_up(self, folder: Path) -> None:
         """The model and the progress of a checkpoint."""
-        self.model, state, self.method_state = load_increment(folder)
-        self.processor = MclfirImageProcessor.from_pretrained(folder)
+        self.model, state, self.method_state = load_increment(folder, self.model_class)
+        self._open_processor(folder)
         self.progress, self.num_finished = Progress.from_dict(state["progress"]), state["num_finished"]
+
+    def _open_processor(self, folder: Path) -> None:
+        self.processor = MclfirImageProcessor.from_pretrained(folder)
 
     def identity(self) -> dict:
         """What makes it this run: saved with every state, compared by `check`; and the bad rows met so far."""
@@ -157,7 +173,7 @@ class Run:
             return config.increment_names.index(increment.name)
         return config.increment_of(config.attributes.index(increment.attributes[0]))
 
-    def begin_increment(self, increment_id: int, method) -> MclfirForImageRetrieval:
+    def begin_increment(self, increment_id: int, method) -> MclfirPreTrainedModel:
         """New heads and adapter, drawn from a seed of their own, and everything else frozen; gives the model."""
         if method.retrains and increment_id:
             self.start_fresh()
@@ -167,17 +183,20 @@ class Run:
             set_seed(int(np.random.SeedSequence((self.args.seed, index)).generate_state(1)[0]))
             self._open_space(self.data.increments[index])
         self.new_heads = range(before, len(self.model.heads))
-        # A space that learns on does so as it was learned, not as it was refined.
-        learns_on = range(len(self.model.heads)) if method.learns_old_heads else [self.serving(increment_id)]
-        self.resting = {index: self.model.heads[index].refinement for index in learns_on if not method.retrains}
-        for index in self.resting:
-            self.model.heads[index].refinement = None
+        self._lay_refinements_aside(increment_id, method)
         learns = list(range(len(self.model.heads))) if method.retrains else self.serving(increment_id)
         names = self.model.set_trainable(learns, method.learns_old_heads, trunk=method.retrains or increment_id == 0)
         count = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         name = self.data.increments[increment_id].name
         logger.info(f"increment {name}: {count:,} parameters learn, in {len(names)} tensors")
         return self.model
+
+    def _lay_refinements_aside(self, increment_id: int, method) -> None:
+        """A space that learns on does so as it was learned, not as it was refined."""
+        learns_on = range(len(self.model.heads)) if method.learns_old_heads else [self.serving(increment_id)]
+        self.resting = {index: self.model.heads[index].refinement for index in learns_on if not method.retrains}
+        for index in self.resting:
+            self.model.heads[index].refinement = None
 
     def start_heads(self, increment_id: int, method, batches) -> Cost:
         """Begin new heads as `--head_start` says; gives the bill of it."""
@@ -232,16 +251,6 @@ class Run:
             learned = names.index(self.model.config.increment_names[increment_id])
             describe_increment(self.model, increment_id, self.batches(learned, method)[0])
 
-    def score_unknown(self, evaluator, sides, embeds, known: list[float], method) -> None:
-        """Scores where nobody says with which increment a value came, beside those `known` where somebody does."""
-        learned = self.data.increments[: len(known)]
-        if not any(increment.new_values for increment in self.data.increments) or self.data_args.streaming:
-            return
-        scores = list(known)  # of features that serve every increment alike both are the same
-        if not method.by_pooled_features:
-            scores = unknown_scores(self.model, evaluator, sides, embeds, learned, known)
-        self.progress.scores_unknown.append(scores + [None] * (len(self.data.increments) - len(scores)))
-
     def _open_space(self, increment) -> None:
         """New heads (and adapter); where a space is shared and only its values are new, it learns on as it is."""
         config = self.model.config
@@ -285,26 +294,6 @@ class Run:
         with torch.no_grad():
             return count_flops(lambda: self.model.mclfir.shared_forward(pixels))[1]
 
-    def embed(self, evaluator, side, increment_id: int, method) -> torch.Tensor:
-        """Embeddings of a side for the attributes of an increment that is learned, (N, A, D); (N, 1, C) if pooled."""
-        serving = self.serving(increment_id)
-        return evaluator.embed(self.model, side, serving, pooled=method.by_pooled_features)
-
-    def pooled_rows(self, evaluator, sides, increment) -> list[dict]:
-        """Scores of an increment that is not learned yet, by the trunk's pooled features."""
-        current = len(self.model.heads) - 1
-        shared = self.model.config.adapter_policy in ("shared", "stacked", "prompts")
-        adapter_of = current if shared and current >= 0 else None
-        pooled = [evaluator.embed(self.model, side, adapter_of, pooled=True) for side in sides]
-        return evaluator.score(sides, pooled, increment)
-
-    def score_trunk(self, evaluator, sides, increments) -> None:
-        """Score the trunk as it was handed in, by its pooled features, on all that is to come: what must be beaten."""
-        pooled = [evaluator.embed(self.model, side, None, pooled=True) for side in sides]
-        rows = [evaluator.score(sides, pooled, increment) for increment in increments]
-        self.progress.initial_trunk = summarise([row for group in rows for row in group])
-        self.progress.zero_shot = [mean_score(group) for group in rows]
-
     def num_values(self, increment_id: int, method) -> list[int]:
         """Of each attribute that is learned: values in the whole data set; 1 where only triplets are known."""
         config, serving = self.model.config, self.serving(increment_id)
@@ -317,7 +306,7 @@ class Run:
         self.accelerator.end_training()
 
 
-def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run:
+def open_run(model_args, data_args, args, data, accelerator: Accelerator, run_class: type[Run] = Run) -> Run:
     """
     A run of these arguments: fresh, or with `--resume` from the last checkpoint in OUTPUT_DIR.
 
@@ -325,7 +314,7 @@ def open_run(model_args, data_args, args, data, accelerator: Accelerator) -> Run
         FileExistsError: OUTPUT_DIR holds a run and `--resume` was not given.
         ValueError: `--resume` with other settings, increments or data than the run was started with.
     """
-    run = Run(model_args, data_args, args, data, accelerator)
+    run = run_class(model_args, data_args, args, data, accelerator)
     folders = [increment_folder(run.output_dir, index) for index in range(len(data.increments))]
     for folder in [*folders, run.output_dir / "last"]:
         if accelerator.is_main_process:

@@ -9,32 +9,50 @@ import modeling_mclfir
 from ..evaluation import summarise
 from ..metrics import backward_transfer, forgetting, forward_transfer
 from .run import Run
+from .text_image_policies import average_policies
 
 
 def build_report(run: Run) -> dict:
     """Everything that report.json holds; see README."""
-    progress, config = run.progress, run.model.config
+    progress = run.progress
     rows = progress.history[-1] if progress.history else []
+    return _common(run) | {"average": summarise(rows) if rows else None, "attributes": rows}
+
+
+def build_text_image_report(run: Run) -> dict:
+    """The same of a run of text-image retrieval: recalls under each reindex policy, and what became of the towers."""
+    history = run.progress.history
+    policies = [average_policies(rows) for rows in history]
+    return _common(run) | {
+        "average": policies[-1]["full"]["known"] if policies else None,
+        "policies": policies,
+        "policies_per_increment": history,
+        "drift": run.progress.drift,
+    }
+
+
+def _common(run: Run) -> dict:
+    progress, config = run.progress, run.model.config
     learned = len(progress.history)
     square = [row[:learned] for row in progress.scores]
-    trunk = sum(
-        parameter.numel() for name, parameter in run.model.mclfir.trunk.named_parameters() if ".lora_" not in name
-    )
     added = run.model.num_added_parameters()
     per_attribute = sum(added.values()) / max(1, len(config.attributes))
+    trunk = sum(
+        parameter.numel() for tower in run.model.towers for name, parameter in tower.trunk.named_parameters()
+        if ".lora_" not in name
+    )  # fmt: skip
     return {
+        "task": run.data_args.task,
         "increments": [increment.name for increment in run.data.increments],
         "scores": progress.scores,
         # A run that began with an earlier version lacks the first rows.
         "scores_unknown_increment": progress.scores_unknown if 0 < learned == len(progress.scores_unknown) else None,
-        "average": summarise(rows) if rows else None,
         "forgetting": forgetting(square) if square else None,
         "backward_transfer": backward_transfer(square) if square else None,
         "forward_transfer": forward_transfer(square, progress.zero_shot[:learned]) if square else None,
         "initial_trunk": progress.initial_trunk,
         "cost": progress.cost.to_dict(),
         "cost_per_increment": progress.cost_per_increment,
-        "attributes": rows,
         "history": progress.history,
         "loss": progress.loss,
         "parameters": {

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The index against what it is built on: ratios of two things done in turn, in one run.
 
-    python tests/benchmarks/index.py [--only search,curve,policies,embedding,milvus] [--rows 1000000] [--output FOLDER]
+    python tests/benchmarks/index.py [--only search,curve,policies,embedding,milvus] [--rows 100000] [--output FOLDER]
+
+The curve of a million vectors takes a quarter of an hour, 4 GiB of memory and 4 GB of disk in --work:
+
+    python tests/benchmarks/index.py --only curve --rows 1000000 --threads 2 --no-raw --output FOLDER
 
 search: our search against FAISS's own on the same index. curve: build, memory, recall@10 against flat and queries/s
 by efSearch or nprobe, of generated clusters of unit vectors. policies: what a new model revision costs under each
@@ -40,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="with more, seconds are those on the wall")
     parser.add_argument("--no-raw", action="store_true", help="build no raw index beside ours: half the time")
     parser.add_argument("--output", type=Path, help="folder for the curve's plot and points")
+    parser.add_argument("--work", type=Path, help="folder for what is built, emptied at the end")
     parser.add_argument("--trunk", default="../shared/weights/mobilenet_v2_1.0_224")
     parser.add_argument("--checkpoints", nargs=2, help="of a run, older and newer (default: fresh heads on --trunk)")
     parser.add_argument("--photos", default="../shared/data/stanford_clothing_attributes", help="else drawn ones")
@@ -59,7 +64,7 @@ def main() -> None:
     # Before anything that has threads is imported, here and in the processes started below.
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
         for part in args.only:
             print(f"\n{part}, {os.cpu_count()} cores, {args.threads} threads used", flush=True)
             try:

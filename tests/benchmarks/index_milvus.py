@@ -48,7 +48,7 @@ def embedded(folder: Path, rows, pool, flat: VectorStore, best) -> Iterator[tupl
 
 def served(folder: Path, rows, pool, flat: VectorStore, best) -> Iterator[tuple[str, ...]]:
     try:
-        server = MilvusServer(folder / "server").start()
+        server = MilvusServer(folder / "server", session_ttl=60).start()
     except RuntimeError as error:
         yield f"server: skipped: {error}", ""
         return

@@ -4,7 +4,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -37,22 +37,29 @@ def queries(count: int, dim: int) -> np.ndarray:
 
 
 @cache
-def built(args_rows: int, dim: int, factory: str, folder: Path, compare: bool) -> tuple[Path, dict[str, float]]:
+def built(
+    count: int, dim: int, factory: str, folder: Path, compare: bool, clock: Callable[[], float]
+) -> tuple[Path, dict[str, float]]:
     """A store in a folder, and what its building took; with a raw index of the same factory, built before it."""
-    rows, costs = data(args_rows, dim), {}
+    rows, costs = data(count, dim), {}
     if compare:
         raw = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-        costs["raw"] = seconds(lambda: (raw.train(rows), raw.add(rows)))
+        costs["raw"] = seconds(lambda: (raw.train(rows), raw.add(rows)), clock)
         del raw
     path = folder / factory.replace(",", "-")
     with FaissStore(path, dim, factory) as store:
-        costs["added"] = seconds(lambda: fill(store, rows))
-        costs["ours"] = costs["added"] + seconds(store.optimize)
+        costs["added"] = seconds(lambda: fill(store, rows), clock)
+        costs["ours"] = costs["added"] + seconds(store.optimize, clock)
     return path, costs
 
 
 def built_for(args: argparse.Namespace, factory: str, folder: Path) -> tuple[Path, dict[str, float]]:
-    return built(args.rows, args.dim, factory, folder, not args.no_raw)
+    return built(args.rows, args.dim, factory, folder, not args.no_raw, clock_of(args))
+
+
+def clock_of(args: argparse.Namespace) -> Callable[[], float]:
+    """Of this process alone, where one thread does all the work; else the one on the wall."""
+    return time.process_time if args.threads == 1 else time.perf_counter
 
 
 def raw_index(path: Path, rows: np.ndarray, settings: dict) -> tuple[faiss.Index, object]:
@@ -70,7 +77,7 @@ def raw_index(path: Path, rows: np.ndarray, settings: dict) -> tuple[faiss.Index
 
 def search(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ...]]:
     """Ratios of seconds, and what ours takes more, in microseconds a query."""
-    clock = time.process_time if args.threads == 1 else time.perf_counter
+    clock = clock_of(args)
     pool, rows = queries(2048, args.dim), data(args.rows, args.dim)
     settings = {"ef_search": args.ef_search, "nprobe": args.nprobe}
     yield "index, queries, k", "ours / FAISS", "more, µs/query", "recall@k", "FAISS's"
@@ -109,47 +116,58 @@ def raw_recall(index: faiss.Index, parameters, some: np.ndarray, k: int, best: l
 
 
 def curve(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ...]]:
-    """Build and memory of each index, then recall@10 and speed by how far it looks; a plot of these."""
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    some, points = queries(2048, args.dim)[: args.queries], {}
+    """Build and memory of each index, then recall@10 and speed by how far it looks; a plot of all of it."""
+    some, started = queries(2048, args.dim)[: args.queries], time.perf_counter()
     exact, costs = built_for(args, "Flat", folder)
-    raw_bytes = 4 * args.rows * args.dim
+    found = {"curve": {}, "build": {"Flat": costs["ours"]}, "memory": {}}
     yield "memory / raw vectors", "all", "own", "mapped files"
     for name, work, call in (
-        ("FaissStore Flat, in memory", in_memory, (args.rows, args.dim)),
-        ("FaissStore Flat, in a folder", opened, (exact, args.dim, {})),
+        ("Flat, in memory", in_memory, (args.rows, args.dim)),
+        ("Flat", opened, (exact, args.dim, {})),
     ):
-        yield name, *in_shares(in_processes(work, call)[0], raw_bytes)
+        found["memory"][name] = in_processes(work, call)[0]
+        yield f"FaissStore {name}", *in_shares(found["memory"][name], args)
     with FaissStore(exact) as flat:
-        best, slowest = timed(flat, some, clock)
-    points["Flat"] = [(0, 1.0, slowest)]
+        best, slowest = timed(flat, some, clock_of(args))
+    found["curve"]["Flat"] = [(0, 1.0, slowest)]
+    if "raw" in costs:
+        yield "Flat: adding, ours / FAISS (it copies)", f"{costs['ours'] / costs['raw']:.2f}"
     for factory in factories(args):
-        path, costs = built_for(args, factory, folder)
-        if "raw" in costs:
-            what = "adding, ours / FAISS (it copies)" if factory == "Flat" else "build, ours / FAISS"
-            yield f"{factory}: {what}", f"{costs['ours'] / costs['raw']:.2f}"
-        if factory == "Flat":
-            continue
-        yield f"{factory}: build / adding the entries", f"{costs['ours'] / costs['added']:.1f}"
-        files = sum(file.stat().st_size for file in path.iterdir())
-        yield f"{factory}: files / raw vectors", f"{files / raw_bytes:.2f}"
-        name = "ef_search" if "HNSW" in factory else "nprobe"
-        lists = int(factory.split("IVF")[1].split(",")[0]) if "IVF" in factory else max(WIDTHS["HNSW"])
-        widths = [width for width in WIDTHS["HNSW" if "HNSW" in factory else "IVF"] if width <= lists]
-        call = (path, args.dim, {name: widths[len(widths) // 2]})
-        yield f"{factory}: memory / raw vectors", *in_shares(in_processes(opened, call)[0], raw_bytes)
-        yield f"{factory}: {name}", "recall@10", "queries/s / flat", "queries/s"
-        points[factory] = []
-        for width in widths:
-            with FaissStore(path, **{name: width}) as store:
-                found, speed = timed(store, some, clock)
-            points[factory].append((width, recall(found, best), speed))
-            yield str(width), f"{recall(found, best):.3f}", f"{speed / slowest:.1f}", f"{speed:,.0f}"
+        if factory != "Flat":
+            yield from curve_of(args, factory, folder, some, best, found)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "index_curve.json").write_text(json.dumps({"rows": args.rows, "dim": args.dim} | points) + "\n")
-        draw(points, args)
+        values = {"rows": args.rows, "dim": args.dim, "threads": args.threads} | found
+        (args.output / "index_curve.json").write_text(json.dumps(values) + "\n")
+        draw(found, args)
         yield "plot", str(args.output / "index_curve.png")
+    yield "seconds on the wall, all of it", f"{time.perf_counter() - started:.0f}"
+
+
+def curve_of(
+    args: argparse.Namespace, factory: str, folder: Path, some: np.ndarray, best: list[list[str]], found: dict
+) -> Iterator[tuple[str, ...]]:
+    """One index: what it costs, and how well and how quickly it finds; both are noted in `found`."""
+    path, costs = built_for(args, factory, folder)
+    slowest = found["curve"]["Flat"][0][2]
+    if "raw" in costs:
+        yield f"{factory}: build, ours / FAISS", f"{costs['ours'] / costs['raw']:.2f}"
+    yield f"{factory}: build / adding the entries", f"{costs['ours'] / costs['added']:.1f}"
+    files = sum(file.stat().st_size for file in path.iterdir())
+    yield f"{factory}: files / raw vectors", f"{files / raw_bytes(args):.2f}"
+    name = "ef_search" if "HNSW" in factory else "nprobe"
+    lists = int(factory.split("IVF")[1].split(",")[0]) if "IVF" in factory else max(WIDTHS["HNSW"])
+    widths = [width for width in WIDTHS["HNSW" if "HNSW" in factory else "IVF"] if width <= lists]
+    memory = in_processes(opened, (path, args.dim, {name: widths[len(widths) // 2]}))[0]
+    yield f"{factory}: memory / raw vectors", *in_shares(memory, args)
+    yield f"{factory}: {name}", "recall@10", "queries/s / flat", "queries/s"
+    points = []
+    for width in widths:
+        with FaissStore(path, **{name: width}) as store:
+            ids, speed = timed(store, some, clock_of(args))
+        points.append((width, recall(ids, best), speed))
+        yield str(width), f"{points[-1][1]:.3f}", f"{speed / slowest:.1f}", f"{speed:,.0f}"
+    found["build"][factory], found["memory"][factory], found["curve"][factory] = costs["ours"], memory, points
 
 
 def timed(store: FaissStore, some: np.ndarray, clock) -> tuple[list[list[str]], float]:
@@ -160,8 +178,12 @@ def timed(store: FaissStore, some: np.ndarray, clock) -> tuple[list[list[str]], 
     return found[0].ids, len(some) / took
 
 
-def in_shares(found: dict[str, int], raw_bytes: int) -> list[str]:
-    return [f"{found[kind] / raw_bytes:.2f}" for kind in ("all", "own", "files")]
+def in_shares(found: dict[str, int], args: argparse.Namespace) -> list[str]:
+    return [f"{found[kind] / raw_bytes(args):.2f}" for kind in ("all", "own", "files")]
+
+
+def raw_bytes(args: argparse.Namespace) -> int:
+    return 4 * args.rows * args.dim
 
 
 def in_memory(rows: int, dim: int) -> dict[str, int]:
@@ -190,12 +212,14 @@ def warm(dim: int) -> None:
         store.get(["one"])
 
 
-def draw(points: dict[str, list[tuple[int, float, float]]], args: argparse.Namespace) -> None:
+def draw(found: dict, args: argparse.Namespace) -> None:
+    """Recall against speed, and beside it what each index costs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for factory, line in points.items():
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(3, 2))
+    axes = figure.add_subplot(grid[:, 0])
+    for factory, line in found["curve"].items():
         _, shares, speeds = zip(*line, strict=True)
         if factory == "Flat":
             axes.axhline(speeds[0], color="0.4", linestyle=":", label="Flat (exact)")
@@ -203,12 +227,24 @@ def draw(points: dict[str, list[tuple[int, float, float]]], args: argparse.Names
         axes.plot(shares, speeds, marker="o", markersize=4, label=factory)
         for width, share, speed in line:
             axes.annotate(str(width), (share, speed), (4, 4), textcoords="offset points", fontsize=7)
-    axes.set(
-        xlabel="recall@10 against flat",
-        ylabel=f"queries/s, {args.threads} thread{'s' if args.threads > 1 else ''}",
-        yscale="log",
-    )
+    threads = f"{args.threads} thread{'s' if args.threads > 1 else ''}"
+    axes.set(xlabel="recall@10 against flat", ylabel=f"queries/s, {threads}", yscale="log")
     axes.set_title(f"{args.rows:,} vectors of {args.dim}; points: ef_search or nprobe", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
+    build, memory = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
+    bars = build.barh(list(found["build"]), list(found["build"].values()), color="tab:blue")
+    build.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    build.set_title(f"Adding and building, seconds, {threads}", loc="left")
+    left = np.zeros(len(found["memory"]))
+    for kind, name, colour in (("own", "own", "tab:blue"), ("files", "mapped files", "tab:cyan")):
+        shares = np.array([sizes[kind] / raw_bytes(args) for sizes in found["memory"].values()])
+        memory.barh(list(found["memory"]), shares, left=left, color=colour, label=name)
+        left += shares
+    memory.axvline(1, color="0.4", linestyle=":")
+    memory.set_title("Memory of a process that searches, over raw vectors", loc="left")
+    memory.legend(loc="lower right", fontsize=8)
+    for axes in (build, memory):
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
     figure.savefig(args.output / "index_curve.png", dpi=120)

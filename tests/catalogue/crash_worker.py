@@ -2,7 +2,8 @@
 """`mclfir index build|add|reindex` killed while they work, and what must be true afterwards.
 
 Run as a program of its own, which forks its victims before torch has started any thread:
-    python crash_worker.py FOLDER VERB KILLS [SEED]      kill -9 at random moments, then once to the end
+    python crash_worker.py FOLDER VERB KILLS [SEED [SECONDS [FACTORY [READERS]]]]
+kill -9 at random moments, as long as there is time, with readers of the catalogue beside it; then once to the end.
 It ends with a line of JSON; an assertion ends it otherwise.
 """
 
@@ -32,9 +33,9 @@ NUM_PHOTOS = 36
 SMALL = ("--batch_size", "4", "--commit_size", "8")
 
 
-def command(verb: str, home: Path, index: Path) -> list[str]:
+def command(verb: str, home: Path, index: Path, factory: str) -> list[str]:
     flags = {
-        "build": ("--checkpoint", home / "first", "--images", home / "photos"),
+        "build": ("--checkpoint", home / "first", "--images", home / "photos", "--factory", factory),
         "add": ("--images", home / "more"),
         "reindex": ("--checkpoint", home / "moved", "--policy", "full"),
     }[verb]
@@ -79,15 +80,47 @@ def acknowledge(log: Path) -> None:
 
 def in_a_child(work, *arguments) -> None:
     """Torch and FAISS may start threads in there; this process forks on."""
+    assert os.waitpid(beside(work, *arguments), 0)[1] == 0, f"{work.__name__} failed"
+
+
+def beside(work, *arguments) -> int:
+    """Start work in a child → its process id."""
     child = os.fork()
     if not child:
         try:
             work(*arguments)
         except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os.write(2, f"{work.__name__}: {type(error).__name__}: {error}\n".encode())
             os._exit(1)
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, f"{work.__name__} failed"
+    return child
+
+
+def read_on(index: Path, stop: Path, before: dict, reference: dict) -> None:
+    """Look at everything over and over while others write: each entry is as it was before, or as it will be."""
+    while not (index / "index.json").exists():
+        if stop.exists():
+            return
+        time.sleep(0.01)
+    with Catalogue.open(index) as catalogue:
+        seen: dict = {}
+        while True:
+            last = stop.exists()
+            catalogue.refresh()
+            found = everything(catalogue)
+            check_entries(found, before, reference)
+            gone = [name for key, names in seen.items() for name in names if name not in found[key]]
+            assert not gone, f"{gone} were there and are no more"
+            seen = found
+            for space in catalogue.index.spaces:
+                store = catalogue.index.store(space)
+                name = next((name for names in store.scroll_ids(1) for name in names), None)
+                least = min(5, store.count())  # others go on adding
+                if name is not None:
+                    assert len(store.search(store.get([name]).embeds, 5).ids[0]) >= least
+            if last:
+                return
+            time.sleep(0.05)
 
 
 def finish(arguments: list[str]) -> float:
@@ -130,15 +163,20 @@ def check(index: Path, log: Path, before: dict, reference: dict) -> None:
         return
     with Catalogue.open(index) as catalogue:
         found = everything(catalogue)
+    check_entries(found, before, reference)
     for key, entries in found.items():
-        for name, entry in entries.items():
-            assert entry in (before.get(key, {}).get(name), reference[key].get(name)), f"{name} is neither old nor new"
         lost = before.get(key, {}).keys() - entries.keys() if key in reference else set()
         assert not lost, f"{lost} are gone"
     for line in log.read_text().splitlines() if log.exists() else ():
         space, fingerprint, ids = json.loads(line)
         for name in ids:
             assert found[space, fingerprint][name] == reference[space, fingerprint][name], f"{name} was acknowledged"
+
+
+def check_entries(found: dict, before: dict, reference: dict) -> None:
+    for key, entries in found.items():
+        for name, entry in entries.items():
+            assert entry in (before.get(key, {}).get(name), reference[key].get(name)), f"{name} is neither old nor new"
 
 
 def kept(index: Path, path: Path) -> None:
@@ -160,25 +198,38 @@ def read(path: Path) -> dict:
     }
 
 
-def run(home: Path, verb: str, kills: int, seed: int) -> dict:
+def run(
+    home: Path,
+    verb: str,
+    kills: int,
+    seed: int = 0,
+    seconds: float = float("inf"),
+    factory: str = "Flat",
+    readers: int = 2,
+) -> dict:
+    end = time.monotonic() + seconds
     home.mkdir(parents=True, exist_ok=True)
     in_a_child(prepare, home)
     base, whole, index = home / "base", home / "whole", home / "index"
     before = {}
     if verb != "build":
-        finish(command("build", home, base))
+        finish(command("build", home, base, factory))
         in_a_child(kept, base, home / "before.json")
         before = read(home / "before.json")
         shutil.copytree(base, whole)
         shutil.copytree(base, index)
-    seconds = finish(command(verb, home, whole))
+    words, log, stop = command(verb, home, index, factory), home / "acknowledged.jsonl", home / "stop"
+    seconds = finish(command(verb, home, whole, factory))
     in_a_child(kept, whole, home / "whole.json")
     reference, delays = read(home / "whole.json"), random.Random(seed)
     done = cut = 0
-    while cut < kills:
-        log = home / "acknowledged.jsonl"
-        child = forked(command(verb, home, index), log)
-        status, took = killed_after(child, delays.uniform(0.0, 1.0) * seconds)
+    while cut < kills and (not cut or time.monotonic() < end):
+        stop.unlink(missing_ok=True)
+        children = [beside(read_on, index, stop, before, reference) for _ in range(readers)]
+        status, took = killed_after(forked(words, log), delays.uniform(0.0, 1.0) * seconds)
+        stop.touch()
+        failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
+        assert not failed, f"{failed} of {readers} readers failed"
         in_a_child(check, index, log, before, reference)
         if os.WIFSIGNALED(status):
             cut += 1
@@ -186,18 +237,19 @@ def run(home: Path, verb: str, kills: int, seed: int) -> dict:
         # It was quicker than the kill: from the start again, and with the pace of this moment.
         done, seconds = done + 1, took
         assert status == 0, "the command failed"
-        in_a_child(equal, index, reference, home)
+        in_a_child(equal, index, reference, home, factory)
         log.unlink(missing_ok=True)
         shutil.rmtree(index)
         if verb != "build":
             shutil.copytree(base, index)
-    finish(command(verb, home, index))
-    in_a_child(equal, index, reference, home)
-    return {"verb": verb, "kills": cut, "completed": done + 1, "entries": sum(map(len, reference.values()))}
+    finish(words)
+    in_a_child(equal, index, reference, home, factory)
+    entries = sum(map(len, reference.values()))
+    return {"verb": verb, "kills": cut, "completed": done + 1, "entries": entries, "readers": readers}
 
 
-def equal(index: Path, reference: dict, home: Path) -> None:
-    """Bit for bit: a batch that is embedded again has the same photos in it."""
+def equal(index: Path, reference: dict, home: Path, factory: str) -> None:
+    """Bit for bit: a batch that is embedded again has the same photos in it. And every index is built."""
     kept(index, home / "index.json")
     found = read(home / "index.json")
     assert found.keys() == reference.keys()
@@ -205,8 +257,14 @@ def equal(index: Path, reference: dict, home: Path) -> None:
         assert found[key].keys() == entries.keys(), key
         unequal = [name for name, entry in entries.items() if found[key][name] != entry]
         assert not unequal, f"{key}: {unequal} differ"
+    if factory != "Flat":
+        stores = [path.parent for path in index.glob("stores/*/store.json")]
+        assert len(stores) == len(reference) and all(list(store.glob("*.faiss")) for store in stores)
 
 
 if __name__ == "__main__":
-    folder, verb, kills, *seed = sys.argv[1:]
-    print(json.dumps(run(Path(folder), verb, int(kills), *(map(int, seed) if seed else (0,)))))
+    folder, verb, kills, *rest = sys.argv[1:]
+    kinds = (int, float, str, int)
+    print(
+        json.dumps(run(Path(folder), verb, int(kills), *(kind(word) for kind, word in zip(kinds, rest, strict=False))))
+    )

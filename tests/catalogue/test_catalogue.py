@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs of a catalogue, against the model itself."""
 
-import json
 import shutil
 
 import numpy as np
@@ -316,20 +315,3 @@ def test_fp16_is_refused_on_a_cpu(checkpoints, photos, tmp_path):
     with Catalogue.create(tmp_path / "index") as catalogue:
         with pytest.raises(ValueError, match="--fp16 needs a GPU"):
             catalogue.build(str(checkpoints["first"]), FolderSource(photos), fp16=True, fill=FILL)
-
-
-def test_milvus_in_a_file(checkpoints, photos, tmp_path):
-    pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install mclfir[milvus]")
-    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed: pip install mclfir[milvus]")
-    backend = milvus_backend(str(tmp_path / "index" / "entries.db"), tmp_path / "index")
-    with Catalogue.create(tmp_path / "index", backend, token="root:secret") as catalogue:
-        catalogue.build(str(checkpoints["first"]), FolderSource(photos), ["colour"], fill=FILL)
-        assert catalogue.build(str(checkpoints["first"]), FolderSource(photos), fill=FILL).embedded == 0
-        assert catalogue.search(images=[picture(3)], k=2)[0][0].id == photo_name(3)
-        catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
-        catalogue.switch()
-        old = next(e["model_revision"] for e in catalogue.info()["checkpoints"] if "first" in e["path"])
-        catalogue.drop(old)
-        assert catalogue.info()["items"] == 20
-    text = (tmp_path / "index" / "catalogue.json").read_text()
-    assert "secret" not in text and json.loads(text)["backend"]["uri"] == "entries.db"

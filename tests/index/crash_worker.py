@@ -2,8 +2,8 @@
 """Processes that are killed while they write to a store, and what must be true afterwards.
 
 Run as a program of its own, which forks its victims before FAISS has started any thread:
-    python crash_worker.py FOLDER FACTORY KILLS [SEED]        kill -9 at random moments
-    python crash_worker.py FOLDER FACTORY points [FIRST LAST] kill -9 around every fsync, rename and deletion of steps
+    python crash_worker.py FOLDER FACTORY KILLS [SEED [SECONDS]] kill -9 at random moments, as long as there is time
+    python crash_worker.py FOLDER FACTORY points [FIRST LAST]    kill -9 around every fsync, rename and deletion
 It ends with a line of JSON; an assertion ends it otherwise.
 """
 
@@ -117,9 +117,9 @@ def work(folder: Path, factory: str, first: int, last: int, pipe: int) -> None:
             os.write(pipe, b".")
 
 
-def kill_at_random(folder: Path, factory: str, kills: int, seed: int) -> dict:
-    delays, done, halves = random.Random(seed), 0, 0
-    for _ in range(kills):
+def kill_at_random(folder: Path, factory: str, kills: int, seed: int = 0, seconds: float = float("inf")) -> dict:
+    delays, done, halves, cut, end = random.Random(seed), 0, 0, 0, time.monotonic() + seconds
+    while cut < kills and time.monotonic() < end:
         child, reading = forked(lambda pipe, first=done: work(folder, factory, first, 1_000_000, pipe))
         # After none to three steps and a part of the next one: on a busy machine, time alone would end it before any.
         started = time.monotonic()
@@ -131,11 +131,11 @@ def kill_at_random(folder: Path, factory: str, kills: int, seed: int) -> dict:
         assert os.WIFSIGNALED(status), "the child ended before it was killed"
         known = done + seen + acknowledged(reading)
         done = check(folder, factory, known)
-        halves += done > known
+        halves, cut = halves + (done > known), cut + 1
     child, reading = forked(lambda pipe: work(folder, factory, done, done + 20, pipe))
     assert os.waitpid(child, 0)[1] == 0, "going on after the kills failed"
     assert acknowledged(reading) == 20 and check(folder, factory, done + 20) == done + 20
-    return {"kills": kills, "steps": done + 20, "durable_but_unacknowledged": halves, "files": len(list_files(folder))}
+    return {"kills": cut, "steps": done + 20, "durable_but_unacknowledged": halves, "files": len(list_files(folder))}
 
 
 def list_files(folder: Path) -> list[str]:
@@ -189,11 +189,11 @@ def main(folder: str, factory: str, kills: str, *numbers: str) -> None:
     with FaissStore(None, DIM) as store:  # what is imported only when it is needed is imported before the forks
         do(store, 0)
         store.search(np.ones((1, DIM)), 1, {"step": 0})
-    numbers = [int(number) for number in numbers]
+    numbers = [int(float(number)) for number in numbers]
     if kills == "points":
         print(json.dumps(kill_at_points(Path(folder), factory, *(numbers or (0, 27)))))
     else:
-        print(json.dumps(kill_at_random(Path(folder), factory, int(kills), *(numbers or (0,)))))
+        print(json.dumps(kill_at_random(Path(folder), factory, int(kills), *numbers)))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 START_SECONDS = 180.0
 # The program and its preallocated logs, in its data folder.
@@ -24,21 +29,48 @@ def follow(parent=os.getppid()):
 threading.Thread(target=follow, daemon=True).start()
 milvus.main()
 """
-# A consistent read waits for the next tick; a server killed is given up, and its work taken over, after ttl seconds.
-_SETTINGS = ("proxy.timeTickInterval=20", "common.session.ttl=5")
+# A consistent read waits for the next tick.
+_SETTINGS = ("proxy.timeTickInterval=20",)
 # Of the etcd that the server carries; it cannot be moved, so that there is one such server a machine.
 _ETCD_PORT = 2380
+# What another process of the same tests may take with its server.
+_PATIENCE = 900.0
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator["MilvusServer"]:
+    """
+    A server that runs while this is open; processes of tests that want one come to their turn.
+
+    Raises:
+        RuntimeError: it cannot start here; the message says why.
+    """
+    lock = FileLock(Path(tempfile.gettempdir()) / "mclfir-milvus-server.lock")
+    server = MilvusServer(folder)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        raise RuntimeError(f"other tests have held the machine's server for {_PATIENCE:.0f} s") from None
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+        lock.release()
 
 
 class MilvusServer:
     """
     `milvus-server --data FOLDER` on a free port; it keeps that port, and what it holds, from one start to the next.
 
+    Args:
+        session_ttl: seconds after which a server that was killed is given up and its work taken over; on a busy
+            machine, also one that is only slow.
+
     Raises:
         RuntimeError: it cannot start here; the message says why.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, session_ttl: int = 5):
         if not sys.platform.startswith("linux"):
             raise RuntimeError("the server of PyPI's milvus is started on Linux only")
         try:
@@ -49,6 +81,7 @@ class MilvusServer:
         if shutil.disk_usage(folder).free < _DISK_BYTES:
             raise RuntimeError(f"the server needs 1 GB of disk in {folder}")
         self.folder, self.port = folder, _free_port()
+        self._settings = (*_SETTINGS, f"common.session.ttl={session_ttl}")
         self._process: subprocess.Popen | None = None
 
     @property
@@ -66,7 +99,7 @@ class MilvusServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-c", _COMMAND]
                 + ["--data", str(self.folder), "--proxy-port", str(self.port)]
-                + [word for setting in _SETTINGS for word in ("--extra-config", setting)],
+                + [word for setting in self._settings for word in ("--extra-config", setting)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_mclfir.index import FaissStore, segments
+from modeling_mclfir.index import FaissStore, durable, segments
 
 DIM = 8
 
@@ -81,6 +81,41 @@ def test_what_a_manifest_names_is_flushed_before_it(tmp_path, monkeypatch):
         folder = [place for place, event in enumerate(events) if event == ("flush", tmp_path)]
         assert any(named < place < manifest for place in folder), "names of files come before the manifest"
         assert folder[-1] > manifest, "the manifest's name is durable when the call returns"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_build_that_ends_behind_its_manifest_keeps_what_that_names(tmp_path, monkeypatch, error):
+    """The manifest is in place when its name can't be flushed, or Ctrl-C comes: the disk says what counts."""
+    store = FaissStore(tmp_path, DIM, "HNSW8")
+    embeds = np.random.default_rng(0).standard_normal((40, DIM)).astype(np.float32)
+    store.add([str(place) for place in range(40)], embeds)
+    store.remove(["7"])
+    flush = segments.flush_folder
+
+    def failing(folder):
+        flush(folder)
+        if b'"generation": 1' in (folder / segments.MANIFEST).read_bytes():
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segments, "flush_folder", failing)
+        with pytest.raises(error):
+            store.optimize()
+    for handle in (store, FaissStore(tmp_path)):
+        assert handle.count() == 39 and len(handle.search(embeds[:1], 50).ids[0]) == 39
+    assert len(list(tmp_path.glob("*.faiss"))) == 1
+    store.add(["new"], embeds[:1])
+    assert FaissStore(tmp_path).count() == 40
+
+
+def test_a_new_folder_is_durable(tmp_path, monkeypatch):
+    """Its name and those of the folders above it, in the folders that were there."""
+    flushed = []
+    monkeypatch.setattr(durable, "flush_folder", flushed.append)
+    durable.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir() and set(flushed) == {tmp_path, tmp_path / "a"}
+    durable.make_folder(tmp_path / "a" / "b")
+    assert len(flushed) == 2
 
 
 @pytest.mark.parametrize("call", ["add", "remove"])

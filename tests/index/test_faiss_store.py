@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from store_contract import COLOURS, StoreContract, assert_best, assert_holds, fill, vectors
 
-from modeling_mclfir.index import FaissStore, exact, folder_state, rows, segments
+from modeling_mclfir.index import FaissStore, durable, exact, folder_state, rows, segments
 from modeling_mclfir.index.store import checked_filter, matches
 
 DIM = 16
@@ -198,7 +198,7 @@ def test_approximate_kinds(factory, place, tmp_path, monkeypatch):
         each.add(ids[:600], embeds[:600], metadata[:600])
     assert recall(store, flat, queries) == 1, "without an index the search is exact"
     store.optimize()
-    assert store._state.index.num_rows == 600
+    assert store._shared.state.index.num_rows == 600
     assert recall(store, flat, queries) > 0.7
     for each in (store, flat):  # beside the index: rows added, replaced, removed
         each.add(ids[600:], embeds[600:], metadata[600:])
@@ -219,10 +219,10 @@ def test_approximate_kinds(factory, place, tmp_path, monkeypatch):
             assert (np.diff(scores) <= 0).all()
     store.save(tmp_path / "copy")
     with FaissStore.load(tmp_path / "copy", nprobe=4) as copy:
-        assert copy._state.index.num_rows == 750 and copy.factory == factory
+        assert copy._shared.state.index.num_rows == 750 and copy.factory == factory
         assert recall(copy, flat, queries) > 0.7
     store.optimize()
-    assert store._state.index.num_rows == 750
+    assert store._shared.state.index.num_rows == 750
     assert recall(store, flat, queries, filter={"half": 0}) > 0.7
 
 
@@ -285,11 +285,11 @@ def test_there_are_few_files(tmp_path):
 
 
 def test_entries_replaced_often_take_no_room(monkeypatch):
-    monkeypatch.setattr("modeling_mclfir.index.faiss_store._ENDED_ROWS", 20)
+    monkeypatch.setattr("modeling_mclfir.index.shared_state._ENDED_ROWS", 20)
     with FaissStore(None, DIM) as store:
         for _ in range(30):
             model = fill(store, 10)
-        assert store._state.rows.num_rows <= 10 + 20 + 10 + 10
+        assert store._shared.state.rows.num_rows <= 10 + 20 + 10 + 10
         assert_holds(store, model)
 
 
@@ -400,7 +400,7 @@ def test_files_that_are_damaged_or_gone(tmp_path):
 def test_a_writer_does_not_wait_for_ever(tmp_path):
     store = FaissStore(tmp_path, DIM, lock_timeout=0.1)
     model = fill(store)
-    with FileLock(tmp_path / segments.LOCK):
+    with FileLock(tmp_path / durable.LOCK):
         with pytest.raises(TimeoutError, match=r"0\.1 s"):
             store.add(["new"], np.ones((1, DIM)))
         assert_holds(store, model)

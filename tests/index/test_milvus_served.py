@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from milvus_server import MilvusServer
+from milvus_server import running_server
 from store_contract import StoreContract, assert_best, assert_holds, fill, vectors
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install mclfir[milvus]")
@@ -18,11 +18,10 @@ from modeling_mclfir.index.milvus_store import MilvusStore  # noqa: E402
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     try:
-        running = MilvusServer(tmp_path_factory.mktemp("milvus")).start()
+        with running_server(tmp_path_factory.mktemp("milvus")) as running:
+            yield running
     except RuntimeError as error:
         pytest.skip(f"no Milvus server: {error}")
-    yield running
-    running.kill()
 
 
 class TestServer(StoreContract, BeyondTheContract):

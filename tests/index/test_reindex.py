@@ -178,6 +178,28 @@ class TestFull:
         index.add(COLLAR, ["item 0100"], unit(1, 81), red, fingerprint=OLD)  # a new item
         assert index.pending(COLLAR) and sorted(index.pending(COLLAR)) == ["item 0000", "item 0001", "item 0100"]
 
+    def test_what_is_pending_is_found_without_all_ids_or_any_vector_in_memory(self, tmp_path):
+        class SevenAtATime(FaissStore):
+            def scroll(self, *arguments):
+                raise AssertionError("vectors were read")
+
+            def scroll_ids(self, batch_size=7, filter=None):
+                assert batch_size == 7
+                return super().scroll_ids(batch_size, filter)
+
+            def has(self, ids):
+                assert len(ids) <= 7
+                return super().has(ids)
+
+        with VersionedIndex(tmp_path / "few", lambda name, dim: SevenAtATime(tmp_path / name, dim)) as index:
+            filled(index)
+            index.land([revision(fingerprint=NEW)], "full")
+            index.add(COLLAR, names(20), unit(20), [{}] * 20, fingerprint=NEW)
+            parts = list(index.scroll_pending(COLLAR))
+            assert max(map(len, parts)) == 7 and sum(parts, []) == index.pending(COLLAR) == names(40, 20)
+            with pytest.raises(ValueError, match=r"40 items .* yet, \['item 0020', 'item 0021', 'item 0022'\] among"):
+                index.switch()
+
     def test_one_build_at_a_time_and_the_same_goes_on(self, index):
         filled(index)
         index.land([revision(fingerprint=NEW)], "full")

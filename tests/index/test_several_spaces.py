@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
-from small_index import COLLAR, LATER, OLD, SLEEVE, names, revision, stores, unit
+from small_index import COLLAR, LATER, NEW, OLD, SLEEVE, names, revision, stores, unit
 
 from modeling_mclfir.index import fusion
 from modeling_mclfir.index.spaces import IncompatibleRevisionError
@@ -185,4 +185,12 @@ class TestSeveralSpaces:
         scores = (embeds @ embeds.T)[~np.eye(200, dtype=bool)]
         assert index.measure_spread(COLLAR) == pytest.approx(scores.std(), rel=0.05)
         assert index.spaces[COLLAR].spread == pytest.approx(scores.std(), rel=0.05)
+        # Of a build its own; and of vectors that are all the same none, whatever is left of rounding.
+        index.land([revision(COLLAR, NEW, spread=None)], "full")
+        index.add(COLLAR, names(200), np.tile(embeds[:1], (200, 1)), fingerprint=NEW)
+        assert index.measure_spread(COLLAR, fingerprint=NEW) is None
+        assert index.stored(COLLAR, NEW).description.spread is None
+        index.add(COLLAR, names(200), 2 * embeds, fingerprint=NEW)
+        assert index.measure_spread(COLLAR, fingerprint=NEW) == pytest.approx(4 * scores.std(), rel=0.05)
+        assert index.stored(COLLAR, NEW).description.spread > 3 * index.spaces[COLLAR].spread
         index.search([COLLAR, SLEEVE], queries, 3, fingerprint=OLD)

@@ -154,7 +154,7 @@ def test_labels_without_an_image_column(opened, tmp_path):
 
 
 def test_the_embedded_data_set_is_drawn_once(tmp_path, monkeypatch):
-    from modeling_mclfir.training import open_data as module
+    from modeling_mclfir.training import prepared_folder as module
 
     monkeypatch.setattr(
         module,

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training batches of text-image retrieval: captions and their images, from a table or from cached features."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.augmentation import Augmentation
+from ..data.collators import local_slice
+from ..data.table import ImageTable
+from .batches import draw_seed, draw_views, to_device
+from .caption_tokens import CaptionTokens
+from .feature_cache import load_pixels
+
+
+class PairBatches(Dataset):
+    """
+    Item `step` is this process's slice of the global batch of that step: of n pairs 2n rows, caption, image, caption…
+
+    Every pair comes once an epoch, in an order of its own each time. Of an image's captions one is drawn, and of its
+    views one. Rows are labelled with their caption's code: images with the very same caption are each other's, too.
+
+    Args:
+        table: all training rows.
+        rows: (n,) of the table, those that are learned from; each has a caption.
+        captions: of the table.
+        views: cached features of each view, or None: images are decoded and augmented for every batch.
+        num_views: how many views there are (cached), or how many to draw from (images).
+        increment_id: the model's increment that learns it; None: all that the model has.
+        plan_seed: any tuple of whole numbers.
+        batch_size: rows over all processes, twice the pairs.
+        teacher: whether another view (and, where there is one, another caption) is wanted of each pair.
+        replay: batches of earlier increments' exemplars, of which each batch brings one by turns.
+
+    Raises:
+        ValueError: no rows.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        rows: np.ndarray,
+        captions: CaptionTokens,
+        views: list[np.ndarray] | None,
+        num_views: int,
+        processor,
+        augmentation: Augmentation,
+        accelerator: Accelerator,
+        *,
+        increment_id: int | None,
+        plan_seed: tuple[int, ...],
+        batch_size: int,
+        teacher: bool = False,
+        replay: Sequence["PairBatches"] = (),
+    ):
+        if not len(rows):
+            raise ValueError(f"There is no pair of a caption and an image to learn from in split {table.split!r}.")
+        self.table, self.rows, self.captions = table, np.asarray(rows), captions
+        self.views, self.num_views = views, num_views
+        self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
+        self.increment_id, self.replay, self.device = increment_id, list(replay), accelerator.device
+        self.seed, self.num_pairs = tuple(plan_seed), min(batch_size // 2, len(self.rows))
+        self.num_rows = 2 * len(self.rows)
+        self.local = local_slice(batch_size // 2, accelerator.process_index, accelerator.num_processes)
+        if self.num_pairs < batch_size // 2:
+            # Fewer pairs than a batch holds: the global batch shrinks, and each process still has its share of it.
+            share = max(1, self.num_pairs // accelerator.num_processes)
+            self.num_pairs = share * accelerator.num_processes
+            start = accelerator.process_index * share
+            self.local = slice(start, start + share)
+
+    def draw(self, step: int) -> np.ndarray:
+        """Rows of the global batch: the next ones of this epoch's order, whose end the next epoch's fills up."""
+        start, found = step * self.num_pairs, []
+        while sum(map(len, found)) < self.num_pairs:
+            epoch, place = divmod(start + sum(map(len, found)), len(self.rows))
+            order = np.random.default_rng((*self.seed, epoch)).permutation(self.rows)
+            found.append(order[place : place + self.num_pairs - sum(map(len, found))])
+        return np.concatenate(found)
+
+    def __getitem__(self, step: int) -> dict:
+        rows = self.draw(step)
+        # Drawn for the global batch and then cut, so that the number of processes makes no difference.
+        views, others = draw_views((*self.seed, step, 1), len(rows), self.num_views)
+        codes, further = self._draw_captions(rows, step)
+        rows, views, others, codes, further = (part[self.local] for part in (rows, views, others, codes, further))
+        batch = {
+            "inputs": self._inputs(rows, views, codes, step),
+            "labels": torch.from_numpy(np.repeat(codes, 2))[:, None],
+            # A caption is no image: rows 2k and 2k + 1 are to meet.
+            "image_ids": torch.from_numpy(np.stack([2 * rows, 2 * rows + 1], axis=1).ravel()),
+            "sides": torch.arange(2).repeat(len(rows)),
+        }
+        if self.teacher:
+            batch["teacher_inputs"] = self._inputs(rows, others, further, step)
+        if self.replay:
+            turn, replayed = divmod(step, len(self.replay))
+            batch["replay"] = self.replay[replayed][turn]
+        return batch
+
+    def _draw_captions(self, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """A caption for each row, and another one (where there are others) for the teacher."""
+        rng = np.random.default_rng((*self.seed, step, 3))
+        counts = np.array([len(self.captions.codes[row]) for row in rows])
+        first = rng.integers(0, counts)
+        other = (first + rng.integers(1, np.maximum(counts, 2))) % counts
+        return tuple(
+            np.array([self.captions.codes[row][place] for row, place in zip(rows, places, strict=True)])
+            for places in (first, other)
+        )
+
+    def _inputs(self, rows: np.ndarray, views: np.ndarray, codes: np.ndarray, step: int) -> dict:
+        return self._image_inputs(rows, views, step) | self.captions.inputs(codes)
+
+    def _image_inputs(self, rows: np.ndarray, views: np.ndarray, step: int) -> dict:
+        if self.views is None:
+            # Crops are drawn anew at each step here, where a cache has a fixed number of them.
+            seed = draw_seed((*self.seed, step, 2))
+            pixels = load_pixels(self.table, rows, views.tolist(), self.processor, self.augmentation, seed)
+            return {"pixel_values": pixels, "increment_id": self.increment_id}
+        features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
+        return {"shared_features": torch.from_numpy(features), "increment_id": self.increment_id}
+
+    def chunks(self, size: int = 64, most: int | None = None) -> Iterator[dict]:
+        """
+        See `IncrementRows`: images alone, all labelled alike (an increment's exemplars are chosen from all of them);
+        `text_inputs` has the first caption of each.
+        """
+        rows = self.rows
+        if most is not None and len(rows) > most:
+            rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            batch = {
+                "inputs": self._image_inputs(chunk, np.zeros(len(chunk), dtype=np.int64), 0),
+                "text_inputs": self.captions.inputs(np.array([self.captions.codes[row][0] for row in chunk])),
+                "labels": torch.zeros(len(chunk), 1, dtype=torch.int64),
+                "image_ids": torch.from_numpy(self.table.image_ids[chunk]),
+                "rows": torch.from_numpy(chunk),
+            }
+            yield to_device(batch, self.device, torch.float32)
+
+    def loader(self, first_step: int, last_step: int, num_workers: int) -> DataLoader:
+        """Batches first_step..last_step-1. Already sharded: this must not go through `accelerator.prepare`."""
+        workers = num_workers if self.views is None else 0
+        return DataLoader(self, batch_size=None, sampler=range(first_step, last_step), num_workers=workers)
+
+    def state_dict(self) -> dict:
+        """Nothing: a batch depends on its step alone."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """See `state_dict`."""
+
+    def end(self) -> None:
+        """The increment is learned."""
