@@ -136,12 +136,15 @@ class TextTower(nn.Module):
             return self._pooled(self._upper(shared_text, input_ids, mask), mask)
 
     def train(self, mode: bool = True):
-        """As always, except that of a frozen encoder only the adapted layers drop out: what is cached stays right."""
+        """
+        As always, except that a frozen encoder never drops out, its adapters alone do (`lora_dropout`): what is cached
+        stays right, and a run on several processes is that of one.
+        """
         super().train(mode)
         if mode and not self.trunk_trains:
             self.trunk.eval()
-            for layer in self.layers[len(self.layers) - self._num_adapted :]:
-                layer.train()
+            for layer in adapter_layers(self.trunk):
+                layer.lora_dropout.train()
         return self
 
     def _inputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple:

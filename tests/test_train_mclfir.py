@@ -3,12 +3,11 @@
 
 import json
 import math
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from tiny_runs import (
     INCREMENTS,
     LEARNED_SCALES,
@@ -222,40 +221,6 @@ state.wait_for_everyone()
 arguments = next(arguments for arguments in commands if resumed in arguments)
 train_mclfir.main([*arguments, "--resume"])
 """
-
-
-def launch(script, *arguments, processes=2, timeout=600, flag="--multi_gpu"):
-    """Run a script under accelerate launch, one thread a process."""
-    import os
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = Path(train_mclfir.__file__).parent
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        flag,
-        "--num_processes",
-        str(processes),
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(port),
-        str(script),
-        *arguments,
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
 
 
 def test_two_processes_give_the_run_of_one(run, tmp_path, tiny_data):

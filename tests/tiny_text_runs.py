@@ -5,7 +5,7 @@ parameters, a tokeniser learned from the captions."""
 from pathlib import Path
 
 import torch
-from tiny_runs import train, write_increments
+from tiny_runs import arguments, write_increments
 
 DOMAINS = [
     {"name": "tops", "where": {"category": ["shirt", "sweater", "jacket"]}},
@@ -31,11 +31,18 @@ SETTINGS = {
 }
 
 
-def train_pairs(data: Path, output_dir: Path, *flags: str, domains=DOMAINS, **settings) -> dict:
-    """The report of a tiny run in this process; see `tiny_runs.train`."""
+def pair_arguments(data: Path, output_dir: Path, *flags: str, domains=DOMAINS, **settings) -> list[str]:
+    """Command-line arguments of a tiny run; see `tiny_runs.arguments`."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = write_increments(output_dir.parent / "domains.json", domains)
-    return train(data, output_dir, "--increments", path, *flags, **(SETTINGS | settings))
+    return arguments(data, output_dir, "--increments", path, *flags, **(SETTINGS | settings))
+
+
+def train_pairs(data: Path, output_dir: Path, *flags: str, **settings) -> dict:
+    """The report of a tiny run in this process."""
+    import train_mclfir
+
+    return train_mclfir.main(pair_arguments(data, output_dir, *flags, **settings))
 
 
 def write_tiny_clip(folder: Path) -> Path:

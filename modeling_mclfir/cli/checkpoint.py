@@ -4,9 +4,13 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
+from ..configuration_mclfir_text import MclfirTextImageConfig
 from ..modeling_mclfir import MclfirForImageRetrieval
+from ..modeling_mclfir_text import MclfirForTextImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
+from ..processing_mclfir_text import MclfirProcessor
 from ..training.memory import keep_freed_memory
 
 
@@ -22,6 +26,35 @@ def open_checkpoint(checkpoint: str) -> tuple[MclfirForImageRetrieval, MclfirIma
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MclfirForImageRetrieval.from_pretrained(checkpoint).to(device).eval()
     return model, MclfirImageProcessor.from_pretrained(checkpoint)
+
+
+def open_text_image_checkpoint(checkpoint: str) -> tuple[MclfirForTextImageRetrieval, MclfirProcessor]:
+    """
+    The same of text-image retrieval.
+
+    Raises:
+        FileNotFoundError: as `open_checkpoint`.
+        ValueError: a checkpoint of another kind.
+    """
+    check_kind(checkpoint, MclfirTextImageConfig.model_type, "text-image retrieval")
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = MclfirForTextImageRetrieval.from_pretrained(checkpoint).to(device).eval()
+    return model, MclfirProcessor.from_pretrained(checkpoint)
+
+
+def check_kind(checkpoint: str, model_type: str, task: str) -> None:
+    """
+    Refuse a checkpoint of another kind.
+
+    Raises:
+        FileNotFoundError: as `open_checkpoint`.
+        ValueError: another `model_type` in its configuration; `task` is what the message calls the right one.
+    """
+    _check(checkpoint)
+    found = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    if found != model_type:
+        raise ValueError(f"{checkpoint} is a checkpoint of {found!r}, but must be one of {task} ({model_type!r}).")
 
 
 def _check(checkpoint: str) -> None:

@@ -9,6 +9,7 @@ COMMANDS = {
     "embed": ("modeling_mclfir.cli.embed", "embed images with a checkpoint, one vector an attribute, into Parquet"),
     "tag": ("modeling_mclfir.cli.tag", "the value of each attribute of photos, by the vote of a labelled gallery"),
     "attend": ("modeling_mclfir.cli.attend", "heat maps of photos: where it looks for each attribute, and its value"),
+    "name-values": ("modeling_mclfir.cli.name_values", "values of photos by text alone, beside trained heads: scores"),
     "index": ("modeling_mclfir.cli.index", "a catalogue: build, search, add, remove, reindex, backfill, export"),
     "study": ("modeling_mclfir.cli.study", "continual methods compared: scores, forgetting, costs, pictures"),
     "study-index": ("modeling_mclfir.cli.study_index", "reindex policies compared on a training run's increments"),
