@@ -20,8 +20,7 @@ from .training.feature_cache import load_pixels
 from .voting_mclfir import ValuePrediction
 
 TEMPLATES = ("a photo of a {value} {attribute}",)
-# A prompt tells less of its increment than a caption: softer than 0.02, the router's own. Best of 0.02, 0.05, 0.1, 0.2
-# and infinity on Myntra's val (accuracy, mean over attributes).
+# A prompt tells less of its increment than a caption, for which 0.02 is the router's own. Chosen on Myntra's val.
 PROMPT_TEMPERATURE = 0.05
 _BLANKS = re.compile(r"[\s_-]+")
 # Before a capital after a small letter or a digit, or one that begins a word after capitals: "baseColour", "SKUCode".
@@ -63,7 +62,7 @@ def value_prompts(attribute: str, values: Sequence[str], templates: Sequence[str
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """ValueError where `value_prompts` cannot use them."""
+    """The errors of `value_prompts`."""
     if not templates or isinstance(templates, str):
         raise ValueError(f"Expected a list of templates such as {TEMPLATES[0]!r}; got {templates!r}.")
     for template in templates:
@@ -157,12 +156,8 @@ class ValueNamer:
             pooled = None
             if len(self.spaces) > 1:
                 pooled = model.text.increment_forward(output.shared_text, **tokens, increment_id=None)
-            parts.append(
-                (
-                    output.text_embeds.float().cpu(),
-                    self._weights(len(prompts), pooled, "text", self.prompt_temperature),
-                )
-            )
+            weights = self._weights(len(prompts), pooled, "text", self.prompt_temperature)
+            parts.append((output.text_embeds.float().cpu(), weights))
         embeds, weights = (torch.stack(part).mean(dim=0) for part in zip(*parts, strict=True))
         return Embedded(functional.normalize(embeds, dim=-1), weights)
 
@@ -219,9 +214,7 @@ def naming_scores(photos: Embedded, prompts: Embedded, scales: Tensor) -> Tensor
 
 
 def retrieval_scores(prompts: Embedded, photos: Embedded, scales: Tensor) -> Tensor:
-    """
-    How well each photo answers each prompt, (V, G) float64: the same the other way round, the softmax over photos.
-    """
+    """How well each photo answers each prompt, (V, G) float64: the other way round, with the softmax over photos."""
     return _mixture(prompts, photos, scales)
 
 
@@ -264,10 +257,10 @@ def naming_figures(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
         raise ValueError(
             f"Expected scores (N, V), labels (N,), N at least 1; got {tuple(scores.shape)}, {tuple(labels.shape)}."
         )
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= scores.shape[1]:
         raise ValueError(
-            f"labels must be 0 to {scores.shape[1] - 1}, a column of scores each; got {int(labels.min())} to "
-            f"{int(labels.max())}. Leave photos without a value out."
+            f"labels must be 0 to {scores.shape[1] - 1}; got {low} to {high}. Leave photos without a value out."
         )
     ranks = place_of(scores, labels)
     return {

@@ -3,7 +3,8 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_runs import assert_equal_weights
-from tiny_towers import captions, make_towers, pair_config, shake
+from tiny_towers import captions, make_towers, pair_config, shake, text_config
+from tiny_trunks import IMAGE_SIZE, trunk_config
 from transformers import AutoModel, CLIPModel, SiglipModel
 
 from modeling_mclfir import MclfirForTextImageRetrieval, MclfirTextImageConfig
@@ -336,3 +337,40 @@ def test_a_configuration_comes_back(tmp_path):
     assert again.to_diff_dict() == config.to_diff_dict()
     plain = make_towers().config
     assert (plain.image_pooling, plain.text_pooling, plain.num_shared_layers) == ("mean", "mean", 0)
+
+
+@pytest.mark.parametrize("use_low_level_features", [True, False])
+def test_what_the_projections_read(use_low_level_features):
+    torch.manual_seed(0)
+    model = MclfirForTextImageRetrieval.from_towers(
+        trunk_config("mobilenet_v2"), text_config("bert"), pretrained=False, embed_dim=8,
+        use_low_level_features=use_low_level_features,
+    )  # fmt: skip
+    model.add_increment("one")
+    model.eval()
+    pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    tokens, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    output = model(pixels, tokens, mask, increment_id=0)
+    image_blocks, text_blocks = model.projection_blocks()
+    assert output.image_inputs.shape == (2, sum(image_blocks)) and output.text_inputs.shape == (2, sum(text_blocks))
+    if not use_low_level_features:
+        assert torch.equal(output.image_inputs, output.pooled) and torch.equal(output.text_inputs, output.pooled_text)
+        return
+    pooled, mean, inner, deviation, most = output.image_inputs.split(image_blocks, dim=1)
+    maps = output.shared_features
+    assert torch.equal(pooled, output.pooled)
+    torch.testing.assert_close(mean, maps.mean((2, 3)))
+    torch.testing.assert_close(deviation, maps.flatten(2).std(2, correction=0))
+    torch.testing.assert_close(most, maps.flatten(2).max(2).values)
+    side = maps.shape[-1]
+    middle = slice(side // 4, side - side // 4)
+    torch.testing.assert_close(inner, maps[:, :, middle, middle].mean((2, 3)))
+    words = output.text_inputs[:, text_blocks[0] :]
+    torch.testing.assert_close(words[1], output.shared_text[1, :2].mean(0))  # padding does not count
+
+
+def test_projections_of_a_pair_read_pooled_features_alone():
+    model = MclfirForTextImageRetrieval.from_towers(pair_config("clip"), pretrained=False)
+    assert not model.config.use_low_level_features and len(model.projection_blocks()[0]) == 1
+    with pytest.raises(ValueError, match="use_low_level_features"):
+        MclfirForTextImageRetrieval.from_towers(pair_config("clip"), pretrained=False, use_low_level_features=True)

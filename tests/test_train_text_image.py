@@ -78,6 +78,17 @@ def test_ours_forgets_nothing_and_needs_no_reindex(ours, tiny_data):
     }
 
 
+def test_without_a_step_each_domain_has_a_space_of_its_own(tiny_data, tmp_path):
+    settings = {"adapter_policy": "frozen", "epochs": 0, "head_finish": "ridge"}
+    report = train_pairs(tiny_data, tmp_path / "run", **settings)
+    assert report["cost"]["steps"] == 0 and report["forgetting"] == 0
+    assert report["policies"][1]["full"] == report["policies"][1]["none"]
+    heads = weights(tmp_path / "run", 1)
+    first, second = (heads[f"heads.{place}.text_projection.weight"] for place in (0, 1))
+    assert first.abs().sum() > 0 and not torch.equal(first, second)
+    assert not any(".lora_" in name for name in heads)
+
+
 def test_a_checkpoint_answers_as_it_was_scored(ours, tiny_data):
     from transformers import AutoModel, AutoProcessor
 

@@ -46,6 +46,7 @@ class CaptionTokens:
         tokens = tokenize(tokenizer, self.texts, max_length)
         self.input_ids, self.attention_mask = tokens["input_ids"], tokens["attention_mask"]
         self.hidden: np.ndarray | None = None
+        self.padded = False
 
     @property
     def rows(self) -> np.ndarray:
@@ -58,7 +59,8 @@ class CaptionTokens:
         length = max(1, int(mask.sum(dim=1).max()))
         inputs = {"input_ids": self.input_ids[codes][:, :length], "attention_mask": mask[:, :length]}
         if self.hidden is not None:
-            inputs["shared_text"] = torch.from_numpy(self.hidden[codes, :length])
+            # A tower that pads every caption to one length by itself (SigLIP's) wants all of it back.
+            inputs["shared_text"] = torch.from_numpy(self.hidden[codes, : None if self.padded else length])
         return inputs
 
     def fill(self, model, folder: Path, max_bytes: int, accelerator: Accelerator) -> str | None:
@@ -74,7 +76,8 @@ class CaptionTokens:
         with torch.no_grad():
             device = accelerator.device
             sample = model.text.shared_forward(self.input_ids[:1].to(device), self.attention_mask[:1].to(device))
-        shape = (*self.input_ids.shape, sample.shape[-1])
+        shape = (len(self.texts), *sample.shape[1:])
+        self.padded = model.text.full_length is not None
         path = Path(folder) / f"captions-{self._key(model)}.npy"
         # The first process fills, the others find the file; of several runs with one folder, too.
         with accelerator.main_process_first():

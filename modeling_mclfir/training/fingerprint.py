@@ -49,18 +49,21 @@ def space_fingerprints(model, processor) -> list[str]:
         "model": {
             key: value
             for key, value in config.to_dict().items()
-            if key not in (*_BOOKKEEPING, "vision_config", "increments", "auto_map", "trunk_channels")
+            if key not in (*_BOOKKEEPING, "vision_config", "text_config", "increments", "auto_map", "trunk_channels")
         },
         # Saving a processor adds where its code lies, which changes no pixel.
         "processor": {key: value for key, value in processor.to_dict().items() if key != "auto_map"},
     }
+    if getattr(config, "text_config", None) is not None:
+        text = config.text_config.to_dict()
+        settings["text"] = {key: value for key, value in text.items() if key not in _BOOKKEEPING}
     common = json.dumps(settings, sort_keys=True, default=str)
     state = model.state_dict()
     trunk = tensors_fingerprint({
         # The first adapter wraps its layers, which changes their names and nothing else.
         name.replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
-        if name.startswith("mclfir.") and ".lora_" not in name
+        if name.startswith(("mclfir.", "text.")) and ".lora_" not in name
     })  # fmt: skip
     found = []
     for increment_id in range(len(model.heads)):

@@ -98,6 +98,11 @@ class TextImageRun(Run):
         total = per_token * captions.input_ids.numel()
         return Cost(flops=int(total), seconds=time.perf_counter() - started)
 
+    def _open_space(self, increment) -> None:
+        """A domain opens a space of its own; with one adapter that keeps learning, the one space learns on."""
+        if not (increment.new_values and self.model.config.adapter_policy == "shared"):
+            self.model.add_increment(increment.name, increment.attributes, new_values=increment.new_values)
+
     def _lay_refinements_aside(self, increment_id: int, method) -> None:
         """There are none."""
 

@@ -94,3 +94,31 @@ def test_with_a_shared_adapter_all_spaces_move(make_model, processor):
     with torch.no_grad():
         tensor.view(-1)[0] += 1.0
     assert changed(before, space_fingerprints(model, processor)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "spaces"),
+    [
+        ("text.trunk.embeddings.word_embeddings.weight", [0, 1]),
+        ("heads.1.text_projection.mean", [1]),
+        ("increment_00_one", [0]),
+    ],
+)
+def test_spaces_of_captions_and_images(processor, part, spaces):
+    from tiny_towers import text_config
+    from tiny_trunks import trunk_config
+
+    from modeling_mclfir import MclfirForTextImageRetrieval
+
+    towers = trunk_config("resnet"), text_config("bert")
+    model = MclfirForTextImageRetrieval.from_towers(*towers, pretrained=False, embed_dim=8)
+    model.add_increment("one")
+    first = space_fingerprints(model, processor)
+    model.add_increment("two", new_values=True)  # begins as a copy
+    with torch.no_grad():
+        model.heads[1].image_projection.weight.add_(1.0)
+    before = space_fingerprints(model, processor)
+    assert before[:1] == first and len(set(before)) == 2
+    tensors = [value for name, value in model.state_dict().items() if part in name and "text" in name]
+    tensors[0].add_(1.0)
+    assert changed(before, space_fingerprints(model, processor)) == spaces
