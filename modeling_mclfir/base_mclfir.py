@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .adapters_mclfir import adapter_layers, add_adapter, lora_config, use_adapter
@@ -21,6 +21,8 @@ from .configuration_mclfir import MclfirConfig
 from .prompt_pool_mclfir import PromptPool
 from .trunk_mclfir import TrunkUnits, fold_tokens, own_pooler, pool_tower, unit_channels
 
+# What `from_pretrained` may be told of where a checkpoint is.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 HEADS = {
     "mclfir": AttributeHeads,
     "linear": LinearHeads,
@@ -66,7 +68,20 @@ class MclfirPreTrainedModel(PreTrainedModel):
         """
         As always, with every tensor at an aligned address: weights are mapped from the file wherever they lie there,
         and some matrix kernels round differently off the alignment. So a loaded model answers bit for bit as saved.
+
+        Raises:
+            ValueError: a checkpoint of another kind of mclfir model.
         """
+        config = kwargs.get("config", args[1] if len(args) > 1 else None)
+        if config is None and args:
+            asked = {name: kwargs[name] for name in _WHERE if name in kwargs}
+            config = PreTrainedConfig.get_config_dict(args[0], **asked)[0].get("model_type")
+        found, wanted = getattr(config, "model_type", config), cls.config_class.model_type
+        if isinstance(found, str) and found.startswith("mclfir") and found != wanted:
+            raise ValueError(
+                f"{args[0] if args else 'This'} is a checkpoint of model_type {found!r}; {cls.__name__} loads "
+                f"{wanted!r}. AutoModel.from_pretrained takes either."
+            )
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*model.parameters(), *model.buffers()):

@@ -374,3 +374,13 @@ def test_projections_of_a_pair_read_pooled_features_alone():
     assert not model.config.use_low_level_features and len(model.projection_blocks()[0]) == 1
     with pytest.raises(ValueError, match="use_low_level_features"):
         MclfirForTextImageRetrieval.from_towers(pair_config("clip"), pretrained=False, use_low_level_features=True)
+
+
+def test_a_checkpoint_of_another_kind(tmp_path):
+    from modeling_mclfir import MclfirForImageRetrieval
+
+    model = MclfirForTextImageRetrieval.from_towers(trunk_config("resnet"), text_config("bert"), pretrained=False)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type 'mclfir_text_image'; MclfirForImageRetrieval loads 'mclfir'"):
+        MclfirForImageRetrieval.from_pretrained(tmp_path)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), MclfirForTextImageRetrieval)

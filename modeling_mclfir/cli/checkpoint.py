@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
+from ..configuration_mclfir import MclfirConfig
 from ..configuration_mclfir_text import MclfirTextImageConfig
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..modeling_mclfir_text import MclfirForTextImageRetrieval
@@ -20,8 +21,9 @@ def open_checkpoint(checkpoint: str) -> tuple[MclfirForImageRetrieval, MclfirIma
 
     Raises:
         FileNotFoundError: a folder is meant that is not there; what else it may be, only the Hub knows.
+        ValueError: a checkpoint of another kind.
     """
-    _check(checkpoint)
+    check_kind(checkpoint, MclfirConfig.model_type, "attribute retrieval")
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MclfirForImageRetrieval.from_pretrained(checkpoint).to(device).eval()

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ..configuration_mclfir import MclfirConfig
 from ..data.sides import search_sides
 from ..data.table import ImageTable, load_tables
 from ..evaluation import Evaluator
@@ -28,7 +27,7 @@ from ..value_naming import (
     retrieval_figures,
     retrieval_scores,
 )
-from .checkpoint import check_kind, open_checkpoint, open_text_image_checkpoint
+from .checkpoint import open_checkpoint, open_text_image_checkpoint
 
 
 def main(arguments: list[str]) -> None:
@@ -109,7 +108,6 @@ def _score(
 
 
 def _heads(args: argparse.Namespace, tables: Mapping[str, ImageTable], attributes: Sequence[str]) -> dict[str, dict]:
-    check_kind(args.heads, MclfirConfig.model_type, "attribute retrieval")
     model, processor = open_checkpoint(args.heads)
     if not set(attributes) & set(model.config.attributes):
         raise ValueError(

@@ -11,6 +11,7 @@ from modeling_mclfir.cli.main import main
 from modeling_mclfir.data.increments import Increment
 from modeling_mclfir.data.table import load_tables
 from modeling_mclfir.evaluation import Evaluator
+from modeling_mclfir.metrics import average_precision
 from modeling_mclfir.training.naming_heads import heads_figures, vote_shares
 from modeling_mclfir.training.naming_report import mean_row, naming_markdown
 from modeling_mclfir.voting_mclfir import vote
@@ -79,6 +80,26 @@ def test_heads_score_as_the_evaluator_and_predict_values(checkpoint, tiny_data):
         embeds = [evaluator.embed(model, side, None)[:, place : place + 1] for side in sides]
         row = evaluator.score(sides, embeds, Increment("one", (attribute,)))[0]
         assert figures["mean_average_precision"] == row["mean_average_precision"]
+
+
+def test_several_spaces_of_an_attribute_are_fused(tiny_data, tmp_path):
+    from tiny_runs import train, write_increments
+
+    entries = [
+        {"name": "tops", "attributes": ["category"], "where": {"category": ["shirt", "sweater", "jacket"]}},
+        {"name": "rest", "attribute": "category", "where": {"category_not": ["shirt", "sweater", "jacket"]}},
+    ]
+    train(tiny_data, tmp_path / "run", "--increments", write_increments(tmp_path / "values.json", entries), epochs=0.5)
+    folder, tables = tmp_path / "run" / "increment-01", load_tables(tiny_data)
+    model = MclfirForImageRetrieval.from_pretrained(folder).eval()
+    processor = MclfirImageProcessor.from_pretrained(folder)
+    found = heads_figures(model, Evaluator(tables, "val", processor, None, Accelerator(cpu=True), 16), ["category"])
+    table = tables["val"]
+    pixels = processor([table.image(row) for row in range(16)], return_tensors="pt")["pixel_values"]
+    labels, rows = torch.from_numpy(table.labels("category")), torch.arange(16)
+    sides = model.fused_queries("category", pixels), model.fused_gallery("category", pixels)
+    precision = average_precision(*sides, labels, labels, query_ids=rows, gallery_ids=rows)
+    assert found["category"]["mean_average_precision"] == pytest.approx(float(precision.nanmean()), abs=1e-6)
 
 
 def test_no_photo_votes_on_itself():
