@@ -156,8 +156,9 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
         pooled = self.mclfir.increment_forward(shared_features, owner).pooled
         if not self.config.use_low_level_features:
             return pooled, pooled
-        low = map_statistics(fold_tokens(shared_features, self.config.vision_config))
-        return pooled, torch.cat([pooled, low], dim=1)
+        # In full precision: a deviation is the difference of numbers that may be much alike.
+        low = map_statistics(fold_tokens(shared_features, self.config.vision_config).to(self.dtype))
+        return pooled, torch.cat([pooled.to(low), low], dim=1)
 
     def _text_inputs(
         self, shared_text: torch.Tensor, captions: tuple, owner: int
@@ -166,7 +167,8 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
         pooled = self.text.increment_forward(shared_text, *captions, owner)
         if not self.config.use_low_level_features:
             return pooled, pooled
-        return pooled, torch.cat([pooled, token_mean(shared_text, captions[1]).to(pooled)], dim=1)
+        low = token_mean(shared_text.to(self.dtype), captions[1])
+        return pooled, torch.cat([pooled.to(low), low], dim=1)
 
     def add_increment(
         self,

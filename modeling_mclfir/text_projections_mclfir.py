@@ -41,8 +41,9 @@ class StandardisedLinear(nn.Linear):
         self.register_buffer("scale", torch.ones(in_features))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, in) → (N, out)."""
-        return super().forward((features - self.mean) * self.scale)
+        """(N, in) → (N, out). Not in half precision: what is left of a feature without its mean may be little."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward((features.to(self.mean.dtype) - self.mean) * self.scale)
 
 
 class TextImageProjections(nn.Module):

@@ -7,6 +7,7 @@ positions and embeddings stay its own business, so no family needs to be known h
 """
 
 import inspect
+import threading
 from contextlib import ExitStack
 
 import torch
@@ -20,6 +21,11 @@ from .text_encoders_mclfir import build_text_encoder, first_argument, handing_on
 # Trained on texts padded to their full length, without a mask, and pooled at the last place.
 _PADDED_TO_FULL_LENGTH = ("siglip_text_model",)
 _IDLE = ("pooler", "head")  # a pooled output of its own, which runs with text_pooling "pooler" only
+
+
+# Layers answer otherwise while a part of an encoder runs: one thread at a time. Not a tower's own lock, since a copy
+# of the model copies what it has.
+_TURN = threading.RLock()
 
 
 class TextTower(nn.Module):
@@ -105,7 +111,7 @@ class TextTower(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk_trains):
             if self.opaque:
                 return self.trunk.get_input_embeddings()(input_ids)
-            with use_adapter(adapter_layers(self.trunk), None):
+            with _TURN, use_adapter(adapter_layers(self.trunk), None):
                 return self._lower(input_ids, attention_mask)
 
     def increment_forward(
@@ -130,7 +136,7 @@ class TextTower(nn.Module):
                 "pass what shared_forward gave for the same captions with the same padding."
             )
         names = () if increment_id is None or not self._num_adapted else self.config.running_adapters(increment_id)
-        with use_adapter(adapter_layers(self.trunk), names):
+        with _TURN, use_adapter(adapter_layers(self.trunk), names):
             if self.opaque:
                 return self._pooled(self._call(input_ids, mask), mask)
             return self._pooled(self._upper(shared_text, input_ids, mask), mask)
@@ -243,6 +249,8 @@ class TextTower(nn.Module):
                 found, expected = self._upper(lower, input_ids, mask).last_hidden_state, whole.last_hidden_state
             right = calls == 1 and lower.shape[:2] == input_ids.shape
             self._splits = right and torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
             self._splits = False
         finally:

@@ -103,7 +103,11 @@ def test_the_frozen_part_drops_nothing_in_training_and_has_no_graph():
     shared = tower.shared_forward(input_ids, mask)
     assert torch.equal(shared, expected) and not shared.requires_grad
     one, other = (tower.increment_forward(shared, input_ids, mask, 0) for _ in range(2))
-    assert not torch.equal(one, other), "adapted layers do drop out"
+    assert torch.equal(one, other), "a frozen encoder's own dropout is off"
+    tower = make_tower(lora_dropout=0.5).train()
+    shake(tower)
+    one, other = (tower.increment_forward(shared, input_ids, mask, 0) for _ in range(2))
+    assert not torch.equal(one, other), "that of adapters is not"
     tower._trunk_trains = True
     assert tower.train().shared_forward(input_ids, mask).requires_grad
 

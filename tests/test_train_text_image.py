@@ -45,6 +45,7 @@ def check_figures(report):
                 assert set(figures["text_to_image"]) == set(figures["image_to_text"]) == FIGURES
                 assert 0 <= figures["mean_recall"] <= 1
     assert report["average"] == report["policies"][-1]["full"]["known"]
+    assert report["forgetting_by_policy"]["full"]["known"] == pytest.approx(report["forgetting"])
     assert json.loads(json.dumps(report["average"])) == report["average"]
 
 
@@ -189,12 +190,41 @@ def test_two_towers_of_one_model(tiny_data, tmp_path):
         ({"loss": "triplet"}, "--loss triplet is for attributes"),
         ({"exemplar_means": True, "method": "replay", "adapter_policy": "shared"}, "--exemplar_means True is for"),
         ({"streaming": True}, "--streaming True is for attributes"),
+        ({"base_training": "first_increment"}, "--base_training first_increment is for"),
     ],
 )
 def test_what_is_for_attributes_only(tmp_path, settings, message):
     flags = [word for name, value in ({"task": "text-image"} | settings).items() for word in (f"--{name}", str(value))]
     with pytest.raises(ValueError, match=message):
         parse_arguments(flags)
+
+
+def test_nothing_to_solve_and_no_step(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match="one space serves all increments"):
+        train_pairs(tiny_data, tmp_path / "run", adapter_policy="shared", epochs=0, head_finish="ridge")
+
+
+def test_a_tower_of_clips_kind_tells_captions_apart(tiny_data, tmp_path):
+    """Named by its configuration, it pools where its tokeniser, learned here, ends a caption."""
+    clip = {name: value for name, value in TEXT.items() if name != "model_type"} | {"model_type": "clip_text_model"}
+    train_pairs(tiny_data, tmp_path / "run", text_encoder=clip, epochs=0.1, max_text_length=12)
+    texts = load_file(tmp_path / "run" / "indexed" / "tops.safetensors")["texts"]
+    assert (texts[0] - texts[1]).abs().max() > 1e-4
+
+
+def test_long_captions_are_cut_alike_in_training_and_after(tiny_data, tmp_path):
+    from transformers import AutoProcessor
+
+    train_pairs(tiny_data, tmp_path / "run", epochs=0.1, max_text_length=6)
+    processor = AutoProcessor.from_pretrained(tmp_path / "run" / "increment-01")
+    assert processor(text=["a long dress with buttons " * 20])["input_ids"].shape == (1, 6)
+
+
+def test_features_of_both_towers_are_distilled(tiny_data, tmp_path):
+    settings = {"method": "ema_distillation", "adapter_policy": "shared", "distill_on": "pooled"}
+    report = train_pairs(tiny_data, tmp_path / "run", **settings)
+    check_figures(report)
+    assert report["loss"][-1]["distillation"] > 0
 
 
 def test_increments_that_are_no_domains(tiny_data, tmp_path):

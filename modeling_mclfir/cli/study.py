@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..study.continual import ORDERS, STUDIED, figures, study_runs
+from ..study.continual import ORDERS, STUDIED, figures, methods_for, study_runs
 from ..study.report import write_study
 from ..study.runs import StudyRuns
 
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="mclfir study", description=_ABOUT, formatter_class=form, allow_abbrev=False)
     parser.add_argument("recipe", help="name of a folder of model_cards, or a YAML file: what all runs have in common")
     parser.add_argument("--output", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--methods", nargs="+", default=list(STUDIED), help=f"of {', '.join(STUDIED)} (default: all)")
+    known = ", ".join(STUDIED)
+    parser.add_argument("--methods", nargs="+", help=f"of {known} (default: all that learn the recipe's task)")
     parser.add_argument("--orders", nargs="+", default=["canonical"], help=f"of {', '.join(ORDERS)}")
     parser.add_argument("--seeds", type=int, default=1, help="so many of each method and order (default: 1)")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: 1)")
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=None, help="begin no run after that time")
     options, rest = parser.parse_known_args(arguments)
     settings = {"recipe": options.recipe, "cache_dir": str(options.output / "cache")} | _settings(rest)
+    options.methods = options.methods or methods_for(settings)
     runs = study_runs(options.methods, options.orders, range(options.seeds), settings)
     study = StudyRuns(options.output, options.workers, options.threads, options.minutes)
     reports, waiting = {}, 0

@@ -55,6 +55,8 @@ class EmaDistillation(ContinualMethod):
             teacher = self.teacher(**batch["teacher_inputs" if self.needs_teacher_view else "inputs"])
         output = self.distillation.output
         distillation = self.distillation(student[output], teacher[output], batch)
+        if output == "pooled" and "pooled_text" in student:  # two towers, two features
+            distillation = distillation + self.distillation(student["pooled_text"], teacher["pooled_text"], batch)
         loss = parts["loss"] + self.distillation.weight * distillation
         return parts | {"loss": self.for_average(loss), "distillation": distillation.detach()}
 

@@ -46,7 +46,7 @@ class OrthogonalLora(FineTuning):
         self._layers = []
         if not earlier or self.settings.orthogonality_weight == 0:
             return
-        for layer in adapter_layers(model.mclfir.trunk):
+        for layer in (layer for tower in model.towers for layer in adapter_layers(tower.trunk)):
             old = [layer.lora_A[name].weight.detach().flatten(1) for name in earlier]
             self._layers.append((torch.cat(old), layer.lora_A[new].weight))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..continual import METHODS
 from ..metrics import average_score, forgetting, intransigence
 from ..training.arguments import RunArguments, read_recipe
 from .runs import StudyRun
@@ -72,6 +73,13 @@ def study_runs(
         for order in orders
         for method in methods
     ]
+
+
+def methods_for(settings: Mapping[str, Any]) -> list[str]:
+    """The methods of the study that can learn the task that is told, else the recipe's, else the usual one."""
+    recipe = read_recipe(settings["recipe"]) if settings.get("recipe") else {}
+    task = settings.get("task") or recipe.get("task") or "attribute"
+    return [name for name, own in STUDIED.items() if task in METHODS[own["method"]].tasks]
 
 
 def _share_of_epochs(share: float, settings: Mapping[str, Any]) -> dict[str, float]:

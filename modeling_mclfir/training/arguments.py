@@ -273,7 +273,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
             "--streaming out."
         )
     if data_args.task == "text-image":
-        _check_text_image(data_args, args)
+        _check_text_image(model_args, data_args, args)
     if model_args.use_attribute_classification != (args.classification_weight > 0):
         raise ValueError(
             "use_attribute_classification (a branch of the heads) and classification_weight above 0 (its loss) go "
@@ -283,7 +283,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
     return model_args, data_args, args
 
 
-def _check_text_image(data_args: DataArguments, args: RunArguments) -> None:
+def _check_text_image(model_args: ModelArguments, data_args: DataArguments, args: RunArguments) -> None:
     """Raises ValueError for settings that captions and images leave nothing to do."""
     if "text-image" not in METHODS[args.method].tasks:
         able = [name for name, method in METHODS.items() if "text-image" in method.tasks]
@@ -293,6 +293,9 @@ def _check_text_image(data_args: DataArguments, args: RunArguments) -> None:
         "--streaming": (data_args.streaming, False),
         "--exemplar_means": (args.exemplar_means, False),
         "--classification_weight": (args.classification_weight, 0.0),
+        "--learn_loss_weights": (args.learn_loss_weights, False),
+        # Towers stay as they were pretrained (or drawn); what is learned are adapters and projections.
+        "--base_training": (model_args.base_training, "none"),
     }
     for flag, (given, only) in wrong.items():
         if given != only:

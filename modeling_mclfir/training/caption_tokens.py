@@ -11,13 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from filelock import FileLock
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from ..data.table import ImageTable
-from .fingerprint import tensors_fingerprint
+from .fingerprint import BOOKKEEPING, tensors_fingerprint
 
 logger = get_logger(__name__)
 _CHUNK = 64
+_TOKENISED = 10_000
 
 
 class CaptionTokens:
@@ -114,11 +116,12 @@ class CaptionTokens:
 
     def _key(self, model) -> str:
         text = model.text
+        config = {key: value for key, value in text.trunk.config.to_dict().items() if key not in BOOKKEEPING}
         weights = {name: tensor for name, tensor in text.trunk.state_dict().items() if ".lora_" not in name}
         # The first adapter wraps its layers, which changes their names and nothing else.
         weights = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items()}
         digest = hashlib.sha256(tensors_fingerprint(weights).encode())
-        digest.update(f"{text.trunk.config.model_type} {text.first_adapted}".encode())
+        digest.update(f"{json.dumps(config, sort_keys=True, default=str)} {text.first_adapted}".encode())
         digest.update(json.dumps(self.texts).encode())
         digest.update(self.input_ids.numpy().tobytes())
         return digest.hexdigest()[:20]
@@ -129,8 +132,18 @@ def tokenize(tokenizer, texts: list[str], max_length: int) -> dict[str, torch.Te
     if not texts:
         empty = torch.zeros(0, 1, dtype=torch.int64)
         return {"input_ids": empty, "attention_mask": empty}
-    tokens = tokenizer(
-        texts, padding=True, truncation=True, max_length=max_length, padding_side="right", return_attention_mask=True,
-        return_tensors="pt",
-    )  # fmt: skip
-    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    parts = []
+    for start in range(0, len(texts), _TOKENISED):  # what a tokeniser gives on the way is many times what is kept
+        tokens = tokenizer(
+            texts[start : start + _TOKENISED], padding=True, truncation=True,
+            max_length=min(max_length, tokenizer.model_max_length), padding_side="right", return_attention_mask=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        parts.append([tokens["input_ids"], tokens["attention_mask"]])
+    length = max(ids.shape[1] for ids, _ in parts)
+    fills = tokenizer.pad_token_id, 0
+    ids, masks = (
+        torch.cat([pad(part[place], (0, length - part[place].shape[1]), value=fills[place]) for part in parts])
+        for place in (0, 1)
+    )
+    return {"input_ids": ids, "attention_mask": masks}

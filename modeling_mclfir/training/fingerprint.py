@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 # Written into a configuration when it is saved or loaded; they say nothing about the network.
-_BOOKKEEPING = ("dtype", "_name_or_path", "architectures", "transformers_version")
+BOOKKEEPING = ("dtype", "_name_or_path", "architectures", "transformers_version")
 
 
 def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -29,7 +29,7 @@ def shared_fingerprint(model) -> str:
         prefixes = tuple(f"{name}." for unit in units.names[: mclfir.first_adapted] for name in unit)
         state = mclfir.trunk.state_dict()
         weights = {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
-    config = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in _BOOKKEEPING}
+    config = {key: value for key, value in model.config.vision_config.to_dict().items() if key not in BOOKKEEPING}
     settings = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{settings} {mclfir.first_adapted} {tensors_fingerprint(weights)}".encode()).hexdigest()
 
@@ -44,19 +44,19 @@ def space_fingerprints(model, processor) -> list[str]:
     """
     config = model.config
     settings = {
-        "vision": {key: value for key, value in config.vision_config.to_dict().items() if key not in _BOOKKEEPING},
+        "vision": {key: value for key, value in config.vision_config.to_dict().items() if key not in BOOKKEEPING},
         # What changes what a forward pass does with these weights, and nothing that a later increment adds.
         "model": {
             key: value
             for key, value in config.to_dict().items()
-            if key not in (*_BOOKKEEPING, "vision_config", "text_config", "increments", "auto_map", "trunk_channels")
+            if key not in (*BOOKKEEPING, "vision_config", "text_config", "increments", "auto_map", "trunk_channels")
         },
         # Saving a processor adds where its code lies, which changes no pixel.
         "processor": {key: value for key, value in processor.to_dict().items() if key != "auto_map"},
     }
     if getattr(config, "text_config", None) is not None:
         text = config.text_config.to_dict()
-        settings["text"] = {key: value for key, value in text.items() if key not in _BOOKKEEPING}
+        settings["text"] = {key: value for key, value in text.items() if key not in BOOKKEEPING}
     common = json.dumps(settings, sort_keys=True, default=str)
     state = model.state_dict()
     trunk = tensors_fingerprint({

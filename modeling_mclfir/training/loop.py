@@ -324,7 +324,8 @@ def _kept(model, method: ContinualMethod) -> dict[str, int]:
     """What is stored for later beside the trunk: bytes of adapters, heads and the method's state; photos."""
     size = next(model.parameters()).element_size() * sum(model.num_added_parameters().values())
     size += sum(buffer.nbytes for buffer in model.heads.buffers())
-    size += sum(buffer.nbytes for buffer in model.router.buffers()) if model.router is not None else 0
+    for router in (model.router, getattr(model, "text_router", None)):
+        size += sum(buffer.nbytes for buffer in router.buffers()) if router is not None else 0
     size += sum(tensor.nbytes for tensor in method.kept_state_dict().values())
     return {"stored_bytes": size, "exemplars": sum(len(rows) for rows in method.exemplars.values())}
 

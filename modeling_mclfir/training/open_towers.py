@@ -39,7 +39,10 @@ def open_towers(
         tokenizer = train_tokenizer(
             [text for texts in captions for text in texts], arguments.vocabulary_size, arguments.max_text_length
         )
-        text_encoder = text_encoder | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        # The last one is where CLIP's tower looks for what it pools.
+        ids = {"pad_token_id": "[PAD]", "bos_token_id": "[CLS]", "eos_token_id": "[SEP]"}
+        ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()}
+        text_encoder = text_encoder | {"vocab_size": len(tokenizer)} | ids
     for name, tower in (("--trunk", arguments.trunk), ("--text_encoder", text_encoder)):
         check_folder(name, tower)
     try:
@@ -53,6 +56,9 @@ def open_towers(
             f"the towers {arguments.trunk!r} and {text_encoder!r} cannot be loaded ({error}). Without a network, name "
             "their folders: --trunk DIR --text_encoder DIR."
         ) from error
+    # What a checkpoint's processor cuts is what was cut in training; no tower has places beyond its own.
+    places = getattr(model.text.trunk.config, "max_position_embeddings", None) or arguments.max_text_length
+    tokenizer.model_max_length = min(tokenizer.model_max_length, arguments.max_text_length, places)
     trunk_id = arguments.trunk if isinstance(arguments.trunk, str) else None
     processor = MclfirImageProcessor.for_trunk(trunk_id, arguments.image_height, arguments.image_width)
     return model, processor, tokenizer

@@ -20,8 +20,9 @@ class PairBatches(Dataset):
     """
     Item `step` is this process's slice of the global batch of that step: of n pairs 2n rows, caption, image, caption…
 
-    Every pair comes once an epoch, in an order of its own each time. Of an image's captions one is drawn, and of its
-    views one. Rows are labelled with their caption's code: images with the very same caption are each other's, too.
+    Every pair comes once an epoch, in an order of its own each time; a batch runs on into the next epoch, of a small
+    increment into several. Of an image's captions one is drawn, and of its views one. Pairs of the same photo, or of
+    which one has the other's caption among its own, are labelled alike: they are each other's, never negatives.
 
     Args:
         table: all training rows.
@@ -62,15 +63,9 @@ class PairBatches(Dataset):
         self.views, self.num_views = views, num_views
         self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
         self.increment_id, self.replay, self.device = increment_id, list(replay), accelerator.device
-        self.seed, self.num_pairs = tuple(plan_seed), min(batch_size // 2, len(self.rows))
-        self.num_rows = 2 * len(self.rows)
-        self.local = local_slice(batch_size // 2, accelerator.process_index, accelerator.num_processes)
-        if self.num_pairs < batch_size // 2:
-            # Fewer pairs than a batch holds: the global batch shrinks, and each process still has its share of it.
-            share = max(1, self.num_pairs // accelerator.num_processes)
-            self.num_pairs = share * accelerator.num_processes
-            start = accelerator.process_index * share
-            self.local = slice(start, start + share)
+        self.seed, self.num_pairs, self.num_rows = tuple(plan_seed), batch_size // 2, 2 * len(self.rows)
+        rows_of_process = local_slice(batch_size, accelerator.process_index, accelerator.num_processes)
+        self.local = slice(rows_of_process.start // 2, rows_of_process.stop // 2)
 
     def draw(self, step: int) -> np.ndarray:
         """Rows of the global batch: the next ones of this epoch's order, whose end the next epoch's fills up."""
@@ -86,10 +81,11 @@ class PairBatches(Dataset):
         # Drawn for the global batch and then cut, so that the number of processes makes no difference.
         views, others = draw_views((*self.seed, step, 1), len(rows), self.num_views)
         codes, further = self._draw_captions(rows, step)
+        groups = torch.from_numpy(self._groups(rows, codes)[self.local])
         rows, views, others, codes, further = (part[self.local] for part in (rows, views, others, codes, further))
         batch = {
             "inputs": self._inputs(rows, views, codes, step),
-            "labels": torch.from_numpy(np.repeat(codes, 2))[:, None],
+            "labels": groups.repeat_interleave(2)[:, None],
             # A caption is no image: rows 2k and 2k + 1 are to meet.
             "image_ids": torch.from_numpy(np.stack([2 * rows, 2 * rows + 1], axis=1).ravel()),
             "sides": torch.arange(2).repeat(len(rows)),
@@ -100,6 +96,21 @@ class PairBatches(Dataset):
             turn, replayed = divmod(step, len(self.replay))
             batch["replay"] = self.replay[replayed][turn]
         return batch
+
+    def _groups(self, rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """A number for each pair of the batch, equal where they are each other's: (n,)."""
+        groups = np.arange(len(rows))
+        first: dict[tuple[str, int], int] = {}
+        photos = self.table.image_ids[rows]
+        drawn = set(codes.tolist())
+        for place, row in enumerate(rows):
+            keys = [("photo", photos[place]), ("drawn", codes[place])]
+            # Its other captions count where the batch has them: they say what this image shows, too.
+            keys += [("drawn", code) for code in self.captions.codes[row] if code in drawn]
+            for key in keys:
+                other = groups[first.setdefault(key, place)]
+                groups[groups == max(other, groups[place])] = min(other, groups[place])
+        return groups
 
     def _draw_captions(self, rows: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """A caption for each row, and another one (where there are others) for the teacher."""

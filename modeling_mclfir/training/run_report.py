@@ -10,6 +10,7 @@ from ..evaluation import summarise
 from ..metrics import backward_transfer, forgetting, forward_transfer
 from .run import Run
 from .text_image_policies import average_policies
+from .text_image_report import policy_forgetting
 
 
 def build_report(run: Run) -> dict:
@@ -27,6 +28,10 @@ def build_text_image_report(run: Run) -> dict:
         "average": policies[-1]["full"]["known"] if policies else None,
         "policies": policies,
         "policies_per_increment": history,
+        "forgetting_by_policy": {
+            policy: {kind: policy_forgetting(history, policy, kind) for kind in kinds}
+            for policy, kinds in (policies[-1] if policies else {}).items()
+        },
         "drift": run.progress.drift,
     }
 

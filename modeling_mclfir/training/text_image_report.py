@@ -175,11 +175,12 @@ def _policies(report: dict) -> list[str]:
     lines = ["", *(f"- **{name}**: {ABOUT_POLICIES.get(name, as_text(name))}" for name in last)]
     for kind in (KNOWN, UNKNOWN):
         lines += ["", f"After {name_at(names, len(policies) - 1)}, increment {kind}, in %:", ""]
-        lines += _table_head("policy", "against full", "earlier increments")
+        lines += _table_head("policy", "against full", "earlier increments", "forgetting")
         for name, found in last.items():
             against = _points(found[kind]["mean_recall"], last["full"][kind]["mean_recall"])
             earlier = as_percent(earlier_recall(details, len(policies) - 1, name, kind))
-            lines.append(table_row(name, *_figures(found[kind], "" if name == "full" else against, earlier)))
+            more = "" if name == "full" else against, earlier, as_percent(policy_forgetting(details, name, kind))
+            lines.append(table_row(name, *_figures(found[kind], *more)))
     about = "Mean recall in % over all increments so far, and over the earlier ones alone, after each increment:"
     lines += ["", about, "", *_grid_head(last)]
     for after, found in enumerate(policies):
@@ -204,6 +205,15 @@ def _grid_head(policies: dict) -> list[str]:
 def _grid(found: dict[str, Any]) -> list[str]:
     names = [name for name in found if name != "increment"]
     return [as_percent(found[name][kind]["mean_recall"]) for kind in (KNOWN, UNKNOWN) for name in names]
+
+
+def policy_forgetting(details: Sequence[Sequence[dict]], policy: str, kind: str) -> float | None:
+    """Forgetting of mean recall under a policy, increment known or unknown; None where figures are missing."""
+    square = [
+        [row[policy][kind]["mean_recall"] for row in rows] + [None] * (len(details) - len(rows)) for rows in details
+    ]
+    complete = square and all(row[j] is not None for i, row in enumerate(square) for j in range(i + 1))
+    return forgetting(square) if complete else None
 
 
 def earlier_recall(details: Sequence[Sequence[dict]], after: int, policy: str, kind: str) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 
+from ..data.collators import local_slice
 from ..modeling_mclfir_text import MclfirForTextImageRetrieval
 from ..processing_mclfir_text import MclfirProcessor
 from ..routing_mclfir import unit_length
@@ -36,7 +37,9 @@ class TextImageRun(Run):
         return None  # --text_encoder is the tower here
 
     def _open_model(self):
-        captions = self.data.tables["train"].all_captions
+        # A tokeniser that is learned here knows no more than the first increment's words.
+        table = self.data.tables["train"]
+        captions = (table.all_captions[row] for row in pair_rows(self.data.increments[0], table))
         model, image_processor, self.tokenizer = open_towers(self.model_args, captions)
         return model, image_processor
 
@@ -56,6 +59,8 @@ class TextImageRun(Run):
 
     def batches(self, increment_id: int, method) -> tuple[PairBatches, Cost]:
         """See `Run`."""
+        for size in (self.args.batch_size, self.args.replay_batch_size):  # now, not when exemplars come up
+            local_slice(size, self.accelerator.process_index, self.accelerator.num_processes)
         views, filling = self.cached_views(self.data.tables["train"])
         filling.add(self._cached_captions())
         replay = [
@@ -83,7 +88,7 @@ class TextImageRun(Run):
 
     def _cached_captions(self) -> Cost:
         """Have what the frozen part of the text tower gives, and the bill of it."""
-        if self.cache is None:
+        if self.cache is None or self.model.text.opaque:
             return Cost()
         started, captions = time.perf_counter(), self.captions
         name = captions.fill(self.model, self.cache.folder, self.cache.max_bytes, self.accelerator)
@@ -117,7 +122,14 @@ class TextImageRun(Run):
 
     def _solves(self, method, setting: str) -> bool:
         """Whether new projections are to be solved, at their start or finish; where none are new they learn on."""
-        return getattr(self.args, setting) == "ridge" and method.trains and len(self.new_heads) > 0
+        if getattr(self.args, setting) != "ridge" or not method.trains or len(self.new_heads):
+            return getattr(self.args, setting) == "ridge" and method.trains
+        if not self.args.epochs:
+            raise ValueError(
+                "With --epochs 0 only new projections are learned, and with --adapter_policy 'shared' one space "
+                "serves all increments; take 'frozen' or 'per_increment'."
+            )
+        return False
 
     def finish_spaces(self, increment_id: int, method, batches) -> None:
         """The temperature that the space was learned with, and what tells it from others."""

@@ -63,7 +63,7 @@ class TextImageScores:
         self.folder = Path(run.output_dir) / INDEXED
 
     def before_training(self) -> None:
-        """Score the towers as they were handed in, with the projections that the first increment will begin with."""
+        """Score the towers as they were handed in, with projections as the first increment's are drawn (or taken)."""
         run = self.run
         self._prepare()
         if run.progress.initial_trunk is not None:
@@ -71,7 +71,7 @@ class TextImageScores:
         probe = run.model
         if not len(probe.heads):
             probe = copy.deepcopy(run.model)
-            set_seed(run.args.seed)
+            set_seed(int(np.random.SeedSequence((run.args.seed, 0)).generate_state(1)[0]))
             probe.add_increment("untrained")
         figures = [self._score(probe, test) for test in self.tests]
         run.progress.initial_trunk = average_policies(figures)["full"]["known"]

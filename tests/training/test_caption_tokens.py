@@ -15,6 +15,8 @@ CAPTIONS = [["a navy shirt", "shirt"], [], ["a long dress with buttons"], ["shir
 class Words:
     """A tokeniser: a number a word, 1 and 2 at the ends, 0 for padding."""
 
+    pad_token_id, model_max_length = 0, 512
+
     def __init__(self):
         self.known = {}
 
@@ -101,3 +103,14 @@ def test_a_cap_is_kept_to(captions, model, accelerator, tmp_path):
 def test_nothing_to_tokenise():
     tokens = tokenize(Words(), [], 8)
     assert tokens["input_ids"].shape == tokens["attention_mask"].shape == (0, 1)
+
+
+def test_many_captions_are_those_of_parts(monkeypatch):
+    from modeling_mclfir.training import caption_tokens as module
+
+    texts = [text for row in CAPTIONS for text in row]
+    whole = tokenize(Words(), texts, 16)
+    monkeypatch.setattr(module, "_TOKENISED", 1)
+    parts = tokenize(Words(), texts, 16)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert tokenize(Words(), texts, 4)["input_ids"].shape[1] == 4

@@ -42,11 +42,10 @@ def test_a_batch_is_captions_and_their_images_in_turns(make):
     batch = make()[0]
     assert batch["labels"].shape == (16, 1) and batch["sides"].tolist() == [0, 1] * 8
     assert len(batch["image_ids"].unique()) == 16
+    assert torch.equal(batch["labels"][::2], batch["labels"][1::2]) and len(batch["labels"].unique()) == 8
     # The caption is one of its image's.
     rows = batch["image_ids"][1::2] // 2
-    assert torch.equal(batch["labels"][::2], batch["labels"][1::2])
-    assert torch.equal(batch["labels"][::2, 0] // 3, rows)
-    assert torch.equal(batch["inputs"]["input_ids"][:, 0], batch["labels"][::2, 0])
+    assert torch.equal(batch["inputs"]["input_ids"][:, 0] // 3, rows)
     assert batch["inputs"]["pixel_values"].shape == (8, 3, 16, 16) and batch["inputs"]["increment_id"] == 0
 
 
@@ -84,11 +83,34 @@ def test_processes_share_the_batch_of_one(make):
                 assert torch.equal(batch[name][key], torch.cat([half[name][key] for half in halves]))
 
 
-def test_a_batch_larger_than_the_increment_shrinks(make):
-    batch = make(np.arange(5))[0]
-    assert len(batch["labels"]) == 10 and len(batch["image_ids"].unique()) == 10
-    halves = [make(np.arange(5), rank=rank, world=2)[0] for rank in range(2)]
-    assert [len(half["labels"]) for half in halves] == [4, 4]
+def test_a_batch_larger_than_the_increment_runs_through_it_again(make):
+    """So a step is the same for any number of processes, and an epoch as many rows as there are."""
+    whole, halves = make(np.arange(5))[0], [make(np.arange(5), rank=rank, world=2)[0] for rank in range(2)]
+    rows = whole["image_ids"][1::2] // 2
+    assert len(rows) == 8 and set(rows.tolist()) == set(range(5))
+    for name in ("labels", "image_ids"):
+        assert torch.equal(whole[name], torch.cat([half[name] for half in halves]))
+
+
+def test_pairs_that_are_each_others_are_labelled_alike(make):
+    batches = make(np.arange(20))
+    batches.captions.codes = [np.array([10, 11]), np.array([12]), np.array([11]), np.array([13, 12]), np.array([14])]
+    batches.table = SimpleNamespace(image_ids=np.array([5, 6, 7, 8, 6]))
+    for codes, expected in (
+        ([10, 12, 11, 12, 14], [0, 1, 0, 1, 1]),  # 0 and 2: a caption of the one; 1 and 4: the same photo
+        ([11, 12, 11, 13, 14], [0, 1, 0, 1, 1]),  # 1 and 3: 12 is a caption of 3, too
+    ):
+        assert batches._groups(np.arange(5), np.array(codes)).tolist() == expected
+    # The same photo twice in a batch, with another caption each time.
+    assert batches._groups(np.array([0, 4, 0]), np.array([10, 14, 11])).tolist() == [0, 1, 0]
+    # A caption that nobody drew joins nobody.
+    batches.captions.codes[3] = np.array([13, 99])
+    assert batches._groups(np.array([3, 4]), np.array([13, 14])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("size", [2, 6, 130])
+def test_any_even_batch_will_do(make, size):
+    assert len(make(np.arange(20), batch_size=size)[0]["labels"]) == size
 
 
 def test_exemplars_take_turns(make):
