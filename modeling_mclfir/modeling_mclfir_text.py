@@ -13,14 +13,13 @@ from transformers.utils import ModelOutput
 from .base_mclfir import MclfirModel, MclfirPreTrainedModel
 from .configuration_mclfir_text import MclfirTextImageConfig
 from .increments_mclfir import GrowingModel
-from .text_encoders_mclfir import load_text_encoder
+from .text_encoders_mclfir import load_text_encoder, token_mean
 from .text_projections_mclfir import (
     TextImageProjections,
     load_pair,
     map_statistics,
     pair_dim,
     take_projections,
-    token_mean,
 )
 from .text_spaces_mclfir import TextImageSpaces
 from .text_tower_mclfir import TextTower

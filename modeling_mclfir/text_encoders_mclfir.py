@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 
@@ -92,3 +93,12 @@ def handing_on(layers: list[nn.Module], form: int) -> Iterator[None]:
                 del layer.forward
             else:
                 layer.forward = forward
+
+
+def token_mean(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(N, T, H) → (N, H), the mean over tokens that are not padding; a mask of None: nothing is."""
+    if attention_mask is None:
+        return hidden.mean(dim=1)
+    missing = hidden.shape[1] - attention_mask.shape[1]  # an encoder may pad further by itself
+    mask = functional.pad(attention_mask, (0, missing))[..., None].to(hidden.dtype)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

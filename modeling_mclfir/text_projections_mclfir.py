@@ -86,15 +86,6 @@ def map_statistics(maps: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, inner.mean(dim=(2, 3)), deviation, maps.amax(dim=(2, 3))], dim=1)
 
 
-def token_mean(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(N, T, H) → (N, H), the mean over tokens that are not padding; a mask of None: nothing is."""
-    if attention_mask is None:
-        return hidden.mean(dim=1)
-    missing = hidden.shape[1] - attention_mask.shape[1]  # an encoder may pad further by itself
-    mask = functional.pad(attention_mask, (0, missing))[..., None].to(hidden.dtype)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
-
 def load_pair(source: str | PreTrainedConfig | dict, pretrained: bool) -> PreTrainedModel:
     """A model with a vision tower and a text tower; sources as of `load_trunk`. ValueError: it lacks one of them."""
     if isinstance(source, dict):

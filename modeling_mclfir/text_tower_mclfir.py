@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from .adapters_mclfir import adapter_layers, add_adapter, lora_config, use_adapter
-from .text_encoders_mclfir import build_text_encoder, first_argument, handing_on, path_of_layers
+from .text_encoders_mclfir import build_text_encoder, first_argument, handing_on, path_of_layers, token_mean
 
 # Trained on texts padded to their full length, without a mask, and pooled at the last place.
 _PADDED_TO_FULL_LENGTH = ("siglip_text_model",)
@@ -199,10 +199,7 @@ class TextTower(nn.Module):
         hidden = outputs.last_hidden_state
         if self.config.text_pooling == "first":
             return hidden[:, 0]
-        if attention_mask is None:
-            return hidden.mean(dim=1)
-        mask = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return token_mean(hidden, attention_mask)
 
     def _lower(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         layers, found = self.layers, []

@@ -24,10 +24,7 @@ def open_checkpoint(checkpoint: str) -> tuple[MclfirForImageRetrieval, MclfirIma
         ValueError: a checkpoint of another kind.
     """
     check_kind(checkpoint, MclfirConfig.model_type, "attribute retrieval")
-    keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MclfirForImageRetrieval.from_pretrained(checkpoint).to(device).eval()
-    return model, MclfirImageProcessor.from_pretrained(checkpoint)
+    return _open(MclfirForImageRetrieval, checkpoint), MclfirImageProcessor.from_pretrained(checkpoint)
 
 
 def open_text_image_checkpoint(checkpoint: str) -> tuple[MclfirForTextImageRetrieval, MclfirProcessor]:
@@ -39,10 +36,13 @@ def open_text_image_checkpoint(checkpoint: str) -> tuple[MclfirForTextImageRetri
         ValueError: a checkpoint of another kind.
     """
     check_kind(checkpoint, MclfirTextImageConfig.model_type, "text-image retrieval")
+    return _open(MclfirForTextImageRetrieval, checkpoint), MclfirProcessor.from_pretrained(checkpoint)
+
+
+def _open(model_class: type, checkpoint: str):
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MclfirForTextImageRetrieval.from_pretrained(checkpoint).to(device).eval()
-    return model, MclfirProcessor.from_pretrained(checkpoint)
+    return model_class.from_pretrained(checkpoint).to(device).eval()
 
 
 def check_kind(checkpoint: str, model_type: str, task: str) -> None:

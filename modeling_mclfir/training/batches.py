@@ -20,7 +20,81 @@ from ..data.table import ImageTable
 from .feature_cache import load_pixels
 
 
-class IncrementBatches(Dataset):
+class TableBatches(Dataset):
+    """
+    What batches of a table's rows have in common: a batch is a function of its step alone, so any process can make its
+    slice of it and a run can be taken up at any step.
+
+    Args:
+        table: all training rows.
+        views: cached features of each view, or None: images are decoded and augmented for every batch.
+        num_views: how many views there are (cached), or how many to draw from (images).
+        increment_id: the model's increment that learns it; None: all that the model has, in their order.
+        seed: any tuple of whole numbers.
+        teacher: whether a second view of each row is wanted.
+        replay: batches of earlier increments' exemplars, of which each batch brings one by turns.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        views: list[np.ndarray] | None,
+        num_views: int,
+        processor,
+        augmentation: Augmentation,
+        accelerator: Accelerator,
+        *,
+        increment_id: int | None,
+        seed: tuple[int, ...],
+        teacher: bool,
+        replay: Sequence["TableBatches"],
+    ):
+        self.table, self.views, self.num_views = table, views, num_views
+        self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
+        self.increment_id, self.replay, self.device = increment_id, list(replay), accelerator.device
+        self.seed = tuple(seed)
+
+    def loader(self, first_step: int, last_step: int, num_workers: int) -> DataLoader:
+        """Batches first_step..last_step-1. Already sharded: this must not go through `accelerator.prepare`."""
+        workers = num_workers if self.views is None else 0
+        return DataLoader(self, batch_size=None, sampler=range(first_step, last_step), num_workers=workers)
+
+    def state_dict(self) -> dict:
+        """Nothing: a batch depends on its step alone."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """See `state_dict`."""
+
+    def end(self) -> None:
+        """The increment is learned."""
+
+    def _replayed(self, step: int) -> dict:
+        """The exemplars' part of a batch; empty where there are none."""
+        if not self.replay:
+            return {}
+        turn, replayed = divmod(step, len(self.replay))
+        return {"replay": self.replay[replayed][turn]}
+
+    def _image_inputs(self, rows: np.ndarray, views: np.ndarray, step: int) -> dict[str, torch.Tensor]:
+        if self.views is None:
+            # Crops are drawn anew at each step here, where a cache has a fixed number of them.
+            seed = draw_seed((*self.seed, step, 2))
+            pixels = load_pixels(self.table, rows, views.tolist(), self.processor, self.augmentation, seed)
+            return {"pixel_values": pixels, "increment_id": self.increment_id}
+        features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
+        return {"shared_features": torch.from_numpy(features), "increment_id": self.increment_id}
+
+
+def parts_of_rows(rows: np.ndarray, size: int, most: int | None) -> Iterator[np.ndarray]:
+    """Rows in parts of `size`; of more than `most` that many, at even distances."""
+    if most is not None and len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+class IncrementBatches(TableBatches):
     """
     Item `step` is this process's slice of the global batch of that step.
 
@@ -56,9 +130,10 @@ class IncrementBatches(Dataset):
         only: np.ndarray | None = None,
         replay: Sequence["IncrementBatches"] = (),
     ):
-        self.table, self.views, self.num_views = table, views, num_views
-        self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
-        self.increment_id, self.replay, self.device = increment_id, list(replay), accelerator.device
+        super().__init__(
+            table, views, num_views, processor, augmentation, accelerator, increment_id=increment_id, seed=plan_seed,
+            teacher=teacher, replay=replay,
+        )  # fmt: skip
         labels = increment_labels(table, increments, only)
         triplets = {name: rows for name, rows in (triplets or {}).items() if name in labels}
         self.num_rows = num_in_use(labels, triplets)
@@ -76,7 +151,7 @@ class IncrementBatches(Dataset):
         # Drawn for the global batch and then cut, so that the number of processes makes no difference.
         views, others = draw_views((*self.plan.seed, step, 1), self.plan.batch_size, self.num_views)
         batch = {
-            "inputs": self._inputs(rows, views[self.local], step),
+            "inputs": self._image_inputs(rows, views[self.local], step),
             "labels": self.labels[rows],
             "image_ids": self.image_ids[rows],
         }
@@ -85,11 +160,8 @@ class IncrementBatches(Dataset):
             learned_so = torch.from_numpy(triplets.attributes)
             batch["labels"] = torch.where(learned_so, torch.from_numpy(triplets.labels[self.local]), batch["labels"])
         if self.teacher:
-            batch["teacher_inputs"] = self._inputs(rows, others[self.local], step)
-        if self.replay:
-            turn, replayed = divmod(step, len(self.replay))
-            batch["replay"] = self.replay[replayed][turn]
-        return batch
+            batch["teacher_inputs"] = self._image_inputs(rows, others[self.local], step)
+        return batch | self._replayed(step)
 
     def without_negatives(self, num_batches: int = 8) -> list[str]:
         """Attributes of which most of the first batches show one value only: their doublets meet no negatives."""
@@ -105,41 +177,14 @@ class IncrementBatches(Dataset):
     def chunks(self, size: int = 64, most: int | None = None) -> Iterator[dict]:
         """See `IncrementRows`; every process gets them all. Of more than `most` rows, that many at even distances."""
         rows = np.flatnonzero((self.labels >= 0).any(dim=1).numpy())
-        if most is not None and len(rows) > most:
-            rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
-        for start in range(0, len(rows), size):
-            chunk = rows[start : start + size]
+        for chunk in parts_of_rows(rows, size, most):
             batch = {
-                "inputs": self._inputs(chunk, np.zeros(len(chunk), dtype=np.int64), 0),
+                "inputs": self._image_inputs(chunk, np.zeros(len(chunk), dtype=np.int64), 0),
                 "labels": self.labels[chunk],
                 "image_ids": self.image_ids[chunk],
                 "rows": torch.from_numpy(chunk),
             }
             yield to_device(batch, self.device, torch.float32)
-
-    def loader(self, first_step: int, last_step: int, num_workers: int) -> DataLoader:
-        """Batches first_step..last_step-1. Already sharded: this must not go through `accelerator.prepare`."""
-        workers = num_workers if self.views is None else 0
-        return DataLoader(self, batch_size=None, sampler=range(first_step, last_step), num_workers=workers)
-
-    def state_dict(self) -> dict:
-        """Nothing: a batch depends on its step alone."""
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """See `state_dict`."""
-
-    def end(self) -> None:
-        """The increment is learned."""
-
-    def _inputs(self, rows: np.ndarray, views: np.ndarray, step: int) -> dict[str, torch.Tensor]:
-        if self.views is None:
-            # Crops are drawn anew at each step here, where a cache has a fixed number of them.
-            seed = draw_seed((*self.plan.seed, step, 2))
-            pixels = load_pixels(self.table, rows, views.tolist(), self.processor, self.augmentation, seed)
-            return {"pixel_values": pixels, "increment_id": self.increment_id}
-        features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
-        return {"shared_features": torch.from_numpy(features), "increment_id": self.increment_id}
 
 
 class StreamBatches:

@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..adapters_mclfir import adapter_state_dict
 from ..base_mclfir import MclfirPreTrainedModel
+from ..data.journal import flush
 from ..modeling_mclfir import MclfirForImageRetrieval
 from .fingerprint import tensors_fingerprint
 
@@ -139,13 +140,13 @@ def publish(partial: Path, folder: Path) -> None:
     """Give a written folder its name; one of that name before it is replaced, and never both missing."""
     for path in partial.rglob("*"):
         if path.is_file():
-            _flush(path)
+            flush(path)
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)
     os.rename(partial, folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -224,11 +225,3 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
 
 from ..data.augmentation import Augmentation
 from ..data.collators import local_slice
 from ..data.table import ImageTable
-from .batches import draw_seed, draw_views, to_device
+from .batches import TableBatches, draw_views, parts_of_rows, to_device
 from .caption_tokens import CaptionTokens
-from .feature_cache import load_pixels
 
 
-class PairBatches(Dataset):
+class PairBatches(TableBatches):
     """
     Item `step` is this process's slice of the global batch of that step: of n pairs 2n rows, caption, image, caption…
 
@@ -59,21 +57,23 @@ class PairBatches(Dataset):
     ):
         if not len(rows):
             raise ValueError(f"There is no pair of a caption and an image to learn from in split {table.split!r}.")
-        self.table, self.rows, self.captions = table, np.asarray(rows), captions
-        self.views, self.num_views = views, num_views
-        self.processor, self.augmentation, self.teacher = processor, augmentation, teacher
-        self.increment_id, self.replay, self.device = increment_id, list(replay), accelerator.device
-        self.seed, self.num_pairs, self.num_rows = tuple(plan_seed), batch_size // 2, 2 * len(self.rows)
+        super().__init__(
+            table, views, num_views, processor, augmentation, accelerator, increment_id=increment_id, seed=plan_seed,
+            teacher=teacher, replay=replay,
+        )  # fmt: skip
+        self.rows, self.captions = np.asarray(rows), captions
+        self.num_pairs, self.num_rows = batch_size // 2, 2 * len(self.rows)
         rows_of_process = local_slice(batch_size, accelerator.process_index, accelerator.num_processes)
         self.local = slice(rows_of_process.start // 2, rows_of_process.stop // 2)
 
     def draw(self, step: int) -> np.ndarray:
         """Rows of the global batch: the next ones of this epoch's order, whose end the next epoch's fills up."""
-        start, found = step * self.num_pairs, []
-        while sum(map(len, found)) < self.num_pairs:
-            epoch, place = divmod(start + sum(map(len, found)), len(self.rows))
+        start, stop, found = step * self.num_pairs, (step + 1) * self.num_pairs, []
+        while start < stop:
+            epoch, place = divmod(start, len(self.rows))
             order = np.random.default_rng((*self.seed, epoch)).permutation(self.rows)
-            found.append(order[place : place + self.num_pairs - sum(map(len, found))])
+            found.append(order[place : place + stop - start])
+            start += len(found[-1])
         return np.concatenate(found)
 
     def __getitem__(self, step: int) -> dict:
@@ -92,10 +92,7 @@ class PairBatches(Dataset):
         }
         if self.teacher:
             batch["teacher_inputs"] = self._inputs(rows, others, further, step)
-        if self.replay:
-            turn, replayed = divmod(step, len(self.replay))
-            batch["replay"] = self.replay[replayed][turn]
-        return batch
+        return batch | self._replayed(step)
 
     def _groups(self, rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """A number for each pair of the batch, equal where they are each other's: (n,)."""
@@ -126,25 +123,12 @@ class PairBatches(Dataset):
     def _inputs(self, rows: np.ndarray, views: np.ndarray, codes: np.ndarray, step: int) -> dict:
         return self._image_inputs(rows, views, step) | self.captions.inputs(codes)
 
-    def _image_inputs(self, rows: np.ndarray, views: np.ndarray, step: int) -> dict:
-        if self.views is None:
-            # Crops are drawn anew at each step here, where a cache has a fixed number of them.
-            seed = draw_seed((*self.seed, step, 2))
-            pixels = load_pixels(self.table, rows, views.tolist(), self.processor, self.augmentation, seed)
-            return {"pixel_values": pixels, "increment_id": self.increment_id}
-        features = np.stack([self.views[view][row] for row, view in zip(rows, views, strict=True)])
-        return {"shared_features": torch.from_numpy(features), "increment_id": self.increment_id}
-
     def chunks(self, size: int = 64, most: int | None = None) -> Iterator[dict]:
         """
         See `IncrementRows`: images alone, all labelled alike (an increment's exemplars are chosen from all of them);
         `text_inputs` has the first caption of each.
         """
-        rows = self.rows
-        if most is not None and len(rows) > most:
-            rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
-        for start in range(0, len(rows), size):
-            chunk = rows[start : start + size]
+        for chunk in parts_of_rows(self.rows, size, most):
             batch = {
                 "inputs": self._image_inputs(chunk, np.zeros(len(chunk), dtype=np.int64), 0),
                 "text_inputs": self.captions.inputs(np.array([self.captions.codes[row][0] for row in chunk])),
@@ -153,18 +137,3 @@ class PairBatches(Dataset):
                 "rows": torch.from_numpy(chunk),
             }
             yield to_device(batch, self.device, torch.float32)
-
-    def loader(self, first_step: int, last_step: int, num_workers: int) -> DataLoader:
-        """Batches first_step..last_step-1. Already sharded: this must not go through `accelerator.prepare`."""
-        workers = num_workers if self.views is None else 0
-        return DataLoader(self, batch_size=None, sampler=range(first_step, last_step), num_workers=workers)
-
-    def state_dict(self) -> dict:
-        """Nothing: a batch depends on its step alone."""
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """See `state_dict`."""
-
-    def end(self) -> None:
-        """The increment is learned."""

@@ -25,7 +25,8 @@ from .solved_projections import solve_projections
 
 logger = get_logger(__name__)
 _PROTOTYPES = 16  # of an increment and tower: a domain has no values to take means of
-_MOST_ROWS = 10_000
+_MOST_ROWS, _MOST_PAIRS = 10_000, 2000  # of an increment: for its prototypes, for the spread of its cosines
+_TOKENS = ("input_ids", "attention_mask")
 
 
 class TextImageRun(Run):
@@ -122,14 +123,14 @@ class TextImageRun(Run):
 
     def _solves(self, method, setting: str) -> bool:
         """Whether new projections are to be solved, at their start or finish; where none are new they learn on."""
-        if getattr(self.args, setting) != "ridge" or not method.trains or len(self.new_heads):
-            return getattr(self.args, setting) == "ridge" and method.trains
-        if not self.args.epochs:
+        if getattr(self.args, setting) != "ridge" or not method.trains:
+            return False
+        if not len(self.new_heads) and not self.args.epochs:
             raise ValueError(
                 "With --epochs 0 only new projections are learned, and with --adapter_policy 'shared' one space "
                 "serves all increments; take 'frozen' or 'per_increment'."
             )
-        return False
+        return len(self.new_heads) > 0
 
     def finish_spaces(self, increment_id: int, method, batches) -> None:
         """The temperature that the space was learned with, and what tells it from others."""
@@ -147,9 +148,6 @@ class TextImageRun(Run):
 
     def num_values(self, increment_id: int, method) -> None:
         """A caption is not one of so many values."""
-
-
-_TOKENS = ("input_ids", "attention_mask")
 
 
 @torch.no_grad()
@@ -189,9 +187,6 @@ def _with_direction(rows: torch.Tensor) -> torch.Tensor:
 
 def _cross_spread(texts: torch.Tensor, images: torch.Tensor) -> float:
     """Standard deviation of the cosines of a text and another image; 1 where there is no other."""
-    cosines = texts[:_PAIRS] @ images[:_PAIRS].T
+    cosines = texts[:_MOST_PAIRS] @ images[:_MOST_PAIRS].T
     others = ~torch.eye(len(cosines), dtype=torch.bool)
     return float(cosines[others].std(correction=0)) if others.any() else 1.0
-
-
-_PAIRS = 2000

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from .caption_tokens import tokenize
 from .drift import diagnose_increment
 from .feature_cache import load_pixels
 from .open_pairs import pair_rows, test_tables
+from .report import write_atomically
 from .text_image_policies import POLICIES, LearnedPairs, average_policies, policy_scores
 
 INDEXED = "indexed"
@@ -197,9 +198,8 @@ class TextImageScores:
         """Keep an increment's galleries as its own model embeds them."""
         if self.run.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self._file(name).with_suffix(".partial")
-            save_file({"texts": texts.contiguous(), "images": images.contiguous()}, partial)
-            partial.replace(self._file(name))
+            content = save({"texts": texts.contiguous(), "images": images.contiguous()})
+            write_atomically(self._file(name), content)
         self.run.accelerator.wait_for_everyone()
 
 
