@@ -28,6 +28,7 @@ _HOMES = {
     "MclfirImageProcessor": "processing_mclfir",
     "MclfirProcessor": "processing_mclfir_text",
     "ValueIndex": "value_index",
+    "ValueNamer": "value_naming",
     "ValuePrediction": "voting_mclfir",
 }
 __all__ = sorted(_HOMES)

@@ -9,7 +9,7 @@ import torch
 from launching import launch
 from safetensors.torch import load_file
 from tiny_runs import assert_equal_runs, stopped_after, weights
-from tiny_text_runs import SETTINGS, TEXT, pair_arguments, train_pairs, write_tiny_clip
+from tiny_text_runs import SETTINGS, TEXT, pair_arguments, train_pairs, write_tiny_clip, write_tiny_siglip
 
 from modeling_mclfir.continual import METHODS
 from modeling_mclfir.training.arguments import parse_arguments
@@ -175,12 +175,14 @@ def test_caches_change_little(tiny_data, tmp_path, ours):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_two_towers_of_one_model(tiny_data, tmp_path):
-    clip = write_tiny_clip(tmp_path / "clip")
-    report = train_pairs(tiny_data, tmp_path / "run", trunk=str(clip), text_encoder=None, pretrained=True,
+@pytest.mark.parametrize("write_towers", [write_tiny_clip, write_tiny_siglip])
+def test_two_towers_of_one_model(tiny_data, tmp_path, write_towers):
+    towers = write_towers(tmp_path / "towers")
+    report = train_pairs(tiny_data, tmp_path / "run", trunk=str(towers), text_encoder=None, pretrained=True,
                          image_height=32, image_width=32)  # fmt: skip
     check_figures(report)
     assert report["forgetting"] == 0
+    assert len({round(row["loss"], 4) for row in report["loss"]}) > 1  # it learns
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,23 @@ def write_tiny_clip(folder: Path) -> Path:
     CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 32})).save_pretrained(folder)
     CLIPTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[]).save_pretrained(folder)
     return folder
+
+
+def write_tiny_siglip(folder: Path) -> Path:
+    """A SigLIP of random weights, 24 wide, which pads captions to 12 tokens; its tokens are letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+
+    tokens = {token: place for place, token in enumerate(["<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"])}
+    letters = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tower = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": len(tokens), "max_position_embeddings": 12, "pad_token_id": 1, "eos_token_id": 1}
+    torch.manual_seed(0)
+    config = SiglipConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 16})
+    SiglipModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=12
+    ).save_pretrained(folder)
+    return folder

@@ -4,6 +4,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ class CaptionTokens:
         texts: the captions, in the order in which they first come up; a caption's code is its place here.
         codes: of each row the codes of its captions.
         input_ids, attention_mask: (C, T) int64, padded on the right to the longest.
-        hidden: (C, T, H) float16, what `fill` put there; None: nothing.
+        hidden: (all captions' tokens, H) float16, one caption after the other, what `fill` put there; None: nothing.
     """
 
     def __init__(self, table: ImageTable, tokenizer, max_length: int):
@@ -48,7 +50,7 @@ class CaptionTokens:
         tokens = tokenize(tokenizer, self.texts, max_length)
         self.input_ids, self.attention_mask = tokens["input_ids"], tokens["attention_mask"]
         self.hidden: np.ndarray | None = None
-        self.padded = False
+        self._lengths = self.attention_mask.sum(dim=1).numpy()  # of each caption's rows in `hidden`
 
     @property
     def rows(self) -> np.ndarray:
@@ -61,9 +63,33 @@ class CaptionTokens:
         length = max(1, int(mask.sum(dim=1).max()))
         inputs = {"input_ids": self.input_ids[codes][:, :length], "attention_mask": mask[:, :length]}
         if self.hidden is not None:
-            # A tower that pads every caption to one length by itself (SigLIP's) wants all of it back.
-            inputs["shared_text"] = torch.from_numpy(self.hidden[codes, : None if self.padded else length])
+            inputs["shared_text"] = self._hidden_of(codes, length)
         return inputs
+
+    def _hidden_of(self, codes: np.ndarray, length: int) -> torch.Tensor:
+        """(n, length, H), of a tower that pads to one length by itself that; zeros for padding that none reads."""
+        found = np.zeros((len(codes), max(length, *self._lengths[codes]), self.hidden.shape[1]), dtype=np.float16)
+        for row, code in zip(found, codes, strict=True):
+            row[: self._lengths[code]] = self.hidden[self._place(code)]
+        return torch.from_numpy(found)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return self._lengths.cumsum()
+
+    def _place(self, code: int) -> slice:
+        """Rows of a caption in `hidden`."""
+        return slice(self._ends[code] - self._lengths[code], self._ends[code])
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        """Codes, some at a time, the short ones first: little of what a tower is given is padding."""
+        order = np.argsort(self._lengths, kind="stable")
+        return (order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK))
+
+    @property
+    def num_filled(self) -> int:
+        """Tokens that a tower is given to fill `hidden`, padding among them."""
+        return sum(len(codes) * int(self._lengths[codes[-1]]) for codes in self._chunks())
 
     def fill(self, model, folder: Path, max_bytes: int, accelerator: Accelerator) -> str | None:
         """
@@ -75,11 +101,13 @@ class CaptionTokens:
         Returns:
             the file's name, or None where the cap forbids it: the tower then runs whole for every batch.
         """
+        device = accelerator.device
         with torch.no_grad():
-            device = accelerator.device
             sample = model.text.shared_forward(self.input_ids[:1].to(device), self.attention_mask[:1].to(device))
-        shape = (len(self.texts), *sample.shape[1:])
-        self.padded = model.text.full_length is not None
+        if model.text.full_length is not None:
+            # It pads every caption to one length by itself (SigLIP's), looks at the padding, and wants all of it back.
+            self._lengths = np.full(len(self.texts), sample.shape[1])
+        shape = int(self._ends[-1]), sample.shape[2]
         path = Path(folder) / f"captions-{self._key(model)}.npy"
         # The first process fills, the others find the file; of several runs with one folder, too.
         with accelerator.main_process_first():
@@ -104,13 +132,12 @@ class CaptionTokens:
     def _compute(self, model, path: Path, shape: tuple[int, ...], device: torch.device) -> None:
         partial = path.with_suffix(".partial")
         target = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=shape)
-        for start in tqdm(range(0, len(self.texts), _CHUNK), desc="features of captions", unit="batch"):
-            part = slice(start, start + _CHUNK)
+        for codes in tqdm(self._chunks(), desc="features of captions", unit="batch"):
+            tokens = self.inputs(codes)
             with torch.no_grad():
-                hidden = model.text.shared_forward(
-                    self.input_ids[part].to(device), self.attention_mask[part].to(device)
-                )
-            target[part] = hidden.float().cpu().numpy()
+                hidden = model.text.shared_forward(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+            for code, rows in zip(codes, hidden.float().cpu().numpy(), strict=True):
+                target[self._place(code)] = rows[: self._lengths[code]]
         target.flush()
         os.replace(partial, path)
 
@@ -122,7 +149,7 @@ class CaptionTokens:
         weights = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items()}
         digest = hashlib.sha256(tensors_fingerprint(weights).encode())
         digest.update(f"{json.dumps(config, sort_keys=True, default=str)} {text.first_adapted}".encode())
-        digest.update(json.dumps(self.texts).encode())
+        digest.update(json.dumps([self.texts, self._lengths.tolist()]).encode())
         digest.update(self.input_ids.numpy().tobytes())
         return digest.hexdigest()[:20]
 

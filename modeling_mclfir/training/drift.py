@@ -40,7 +40,7 @@ def diagnose_increment(
         others: texts and images of other increments, by the model of today in that same space. None or empty:
             overlap is None.
         num_neighbours: nearest items looked at.
-        most: items of a tower, drawn at random, that its neighbourhoods are worked out on.
+        most: items of a tower, drawn at random, that its neighbourhoods are worked out on, and whose overlap.
         seed: of the draw.
 
     Returns:
@@ -78,11 +78,11 @@ def diagnose_increment(
     random = np.random.default_rng(seed)
     rows = _first_rows(text_captions.codes), np.arange(len(images[0]))
     for name, tower, kept in zip(("text", "image"), (texts, images), rows, strict=True):
-        kept = kept if len(kept) <= most else np.sort(random.choice(kept, most, replace=False))
-        one, other = (side[torch.from_numpy(kept).to(side.device)] for side in tower)
+        one, other = (side[_some(kept, most, random)] for side in tower)
         found[f"{name}_neighbours_kept"] = _neighbours_kept(one, other, num_neighbours)
         found[f"{name}_cka"] = _linear_cka(one, other)
-    return found | _overlap((texts[1], images[1]), list(others or ()), num_neighbours)
+    asked = [_some(np.arange(len(tower[0])), most, random) for tower in (texts, images)]
+    return found | _overlap((texts[1], images[1]), asked, list(others or ()), num_neighbours)
 
 
 def average_drift(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
@@ -158,7 +158,10 @@ def _linear_cka(before: Tensor, now: Tensor) -> float | None:
     return float((now.T @ before).square().sum() / sizes) if sizes > 0 else None
 
 
-def _overlap(own: Vectors, others: Sequence[Vectors], num_neighbours: int) -> dict[str, float | None]:
+def _overlap(
+    own: Vectors, asked: Sequence[Tensor], others: Sequence[Vectors], num_neighbours: int
+) -> dict[str, float | None]:
+    """`asked`: rows of the texts and of the images whose nearest items are looked for, among all."""
     found: dict[str, float | None] = {"text_overlap": None, "image_overlap": None, "overlap_by_chance": None}
     found |= {"text_separation": None, "image_separation": None}
     if not others:
@@ -168,8 +171,8 @@ def _overlap(own: Vectors, others: Sequence[Vectors], num_neighbours: int) -> di
         for side, mine in enumerate(own)
     ]
     chances = []
-    for name, queries, gallery in (("text", sides[0][0], sides[1]), ("image", sides[1][0], sides[0])):
-        union, size = torch.cat(gallery), len(gallery[0])
+    for name, side, gallery in (("text", 0, sides[1]), ("image", 1, sides[0])):
+        queries, union, size = sides[side][0][asked[side]], torch.cat(gallery), len(gallery[0])
         number, elsewhere = min(num_neighbours, len(union)), 0
         for rows in row_blocks(len(queries), _CHUNK):
             elsewhere += int((_nearest(queries[rows], union, number) >= size).sum())
@@ -187,6 +190,11 @@ def _separation(one: Tensor, other: Tensor) -> float | None:
     spreads = [(rows - centre).square().sum(dim=1).mean() for rows, centre in zip((one, other), centres, strict=True)]
     spread = float((sum(spreads) / 2).sqrt())
     return float((centres[0] - centres[1]).norm()) / spread if spread > 0 else None
+
+
+def _some(rows: np.ndarray, most: int, random: np.random.Generator) -> Tensor:
+    """All rows or, in their order, so many of them."""
+    return torch.from_numpy(rows if len(rows) <= most else np.sort(random.choice(rows, most, replace=False)))
 
 
 def _first_rows(codes: Tensor) -> np.ndarray:

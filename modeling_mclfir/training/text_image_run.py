@@ -99,10 +99,8 @@ class TextImageRun(Run):
         self.progress.cached.append(name)
         one = {key: captions.inputs(np.arange(1))[key].to(self.accelerator.device) for key in _TOKENS}
         with torch.no_grad():
-            flops = count_flops(lambda: self.model.text.shared_forward(*one.values()))[1]
-        per_token = flops / one["input_ids"].shape[1]
-        total = per_token * captions.input_ids.numel()
-        return Cost(flops=int(total), seconds=time.perf_counter() - started)
+            hidden, flops = count_flops(lambda: self.model.text.shared_forward(*one.values()))
+        return Cost(flops=flops * captions.num_filled // hidden.shape[1], seconds=time.perf_counter() - started)
 
     def _open_space(self, increment) -> None:
         """A domain opens a space of its own; with one adapter that keeps learning, the one space learns on."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_text_runs import TEXT
+from tiny_towers import make_towers
 
 from modeling_mclfir.modeling_mclfir_text import MclfirForTextImageRetrieval
 from modeling_mclfir.training.caption_tokens import CaptionTokens, tokenize
@@ -74,6 +75,26 @@ def test_what_is_filled_is_what_the_tower_gives(captions, model, accelerator, tm
     torch.testing.assert_close(inputs["shared_text"].float()[mask], expected[mask], atol=2e-3, rtol=2e-3)
     pooled = [model.text.increment_forward(hidden, *tokens) for hidden in (inputs["shared_text"].float(), expected)]
     torch.testing.assert_close(*pooled, atol=5e-3, rtol=5e-3)
+
+
+def test_no_padding_is_kept(captions, model, accelerator, tmp_path):
+    captions.fill(model, tmp_path, 10**9, accelerator)
+    assert captions.hidden.shape == (5 + 3 + 7, 16)
+    assert captions.num_filled == 3 * 7  # one batch
+    both, alone = captions.inputs(np.array([1, 0])), captions.inputs(np.array([1]))
+    assert both["shared_text"].shape == (2, 5, 16) and alone["shared_text"].shape == (1, 3, 16)
+    assert torch.equal(both["shared_text"][:1, :3], alone["shared_text"]) and not both["shared_text"][0, 3:].any()
+
+
+def test_a_tower_that_pads_by_itself_gets_all_of_it_back(captions, accelerator, tmp_path):
+    model = make_towers("siglip")
+    name = captions.fill(model, tmp_path, 10**9, accelerator)
+    assert name and captions.hidden.shape == (3 * 24, 32) and captions.num_filled == 3 * 24
+    inputs = captions.inputs(np.array([1, 0]))
+    tokens = inputs["input_ids"], inputs["attention_mask"]
+    expected = model.text.shared_forward(*tokens)
+    torch.testing.assert_close(inputs["shared_text"].float(), expected, atol=2e-3, rtol=2e-3)
+    assert model.text.increment_forward(inputs["shared_text"].float(), *tokens).shape == (2, 32)
 
 
 def test_it_is_filled_once(captions, model, accelerator, tmp_path, monkeypatch):

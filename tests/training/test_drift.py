@@ -94,6 +94,15 @@ def test_many_items_are_drawn_from():
     assert few["alignment_now"] == whole["alignment_now"]
 
 
+def test_overlap_is_of_items_that_are_drawn():
+    one, other = vectors(), vectors(seed=1)
+    few, again = (diagnose(one, one, others=[other], most=7) for _ in range(2))
+    whole = diagnose(one, one, others=[other])
+    assert few == again and few["text_overlap"] * 70 == pytest.approx(round(few["text_overlap"] * 70))
+    assert few["text_overlap"] != whole["text_overlap"]  # 600 neighbours looked at, not 70
+    assert few["overlap_by_chance"] == whole["overlap_by_chance"] == 0.5
+
+
 def test_average():
     assert average_drift([{"increment": "x", "a": 1.0, "b": None}, {"a": 2.0, "b": 3.0}]) == {"a": 1.5, "b": 3.0}
     assert average_drift([{"b": None}]) == {"b": None} and average_drift([]) == {}
