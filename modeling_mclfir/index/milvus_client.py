@@ -89,6 +89,7 @@ class MilvusConnection:
     Raises:
         ImportError: pymilvus (or, for a file, milvus-lite) is not installed.
         ValueError: a URI or an option that cannot be; an embedded file that another process holds.
+        PermissionError: a token that the server does not know, or none where it wants one.
         ConnectionError: no answer.
     """
 
@@ -128,6 +129,11 @@ class MilvusConnection:
             try:
                 return action()
             except Exception as error:
+                if refusal := _refusal(error):
+                    raise PermissionError(
+                        f"Milvus at {self.shown} refuses {name!r}: {refusal}. Give a token that it knows: "
+                        "user:password or an API key, as token=, --token or MCLFIR_MILVUS_TOKEN."
+                    ) from error
                 if self.embedded or not _is_passing(error):
                     raise
                 if tries == self.num_tries:
@@ -215,6 +221,20 @@ def _is_passing(error: Exception) -> bool:
     return bool(
         retriable or error.code in passing or error.code in _PASSING_CODES or _PASSING_WORDS.search(error.message)
     )
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What Milvus says of credentials it does not take; pymilvus reports that as a server that is not there."""
+    import grpc
+
+    refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, grpc.RpcError) and error.code() in refused:
+            return error.details()
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _said(error: Exception) -> str:

@@ -3,9 +3,9 @@
 
     python tests/benchmarks/index.py [--only search,curve,policies,embedding,milvus] [--rows 100000] [--output FOLDER]
 
-The curve of a million vectors takes a quarter of an hour, 4 GiB of memory and 4 GB of disk in --work:
+The curve of a million vectors takes a quarter of an hour, and 4 GB of disk in --work:
 
-    python tests/benchmarks/index.py --only curve --rows 1000000 --threads 2 --no-raw --output FOLDER
+    python tests/benchmarks/index.py --only curve --rows 1000000 --no-raw --output FOLDER
 
 search: our search against FAISS's own on the same index. curve: build, memory, recall@10 against flat and queries/s
 by efSearch or nprobe, of generated clusters of unit vectors. policies: what a new model revision costs under each

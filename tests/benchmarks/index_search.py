@@ -242,7 +242,7 @@ def draw(found: dict, args: argparse.Namespace) -> None:
         memory.barh(list(found["memory"]), shares, left=left, color=colour, label=name)
         left += shares
     memory.axvline(1, color="0.4", linestyle=":")
-    memory.set_title("Memory of a process that searches, over raw vectors", loc="left")
+    memory.set_title("Memory in search, over raw vectors", loc="left")
     memory.legend(loc="lower right", fontsize=8)
     for axes in (build, memory):
         axes.invert_yaxis()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,24 @@ class TestNoServer:
             mute.listen()
             with pytest.raises(ConnectionError, match="2 tries"):
                 MilvusStore(f"http://127.0.0.1:{mute.getsockname()[1]}", "items", DIM, timeout=0.3, num_tries=2)
+
+    def test_a_token_that_is_not_known(self, caplog):
+        import grpc
+
+        class Refusing(grpc.GenericRpcHandler):
+            def service(self, details):
+                return grpc.unary_unary_rpc_method_handler(
+                    lambda request, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")
+                )
+
+        with ThreadPoolExecutor(2) as pool:
+            server = grpc.server(pool, handlers=[Refusing()])
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            with pytest.raises(PermissionError, match="auth check failure.*MCLFIR_MILVUS_TOKEN") as error:
+                MilvusStore(f"http://127.0.0.1:{port}", "items", DIM, token="root:secret", timeout=5, num_tries=3)
+            server.stop(None).wait()
+        assert "secret" not in str(error.value) and "try 2" not in caplog.text  # a second try is of no use
 
     @pytest.mark.parametrize(
         "options, message",
