@@ -8,6 +8,7 @@ import torch
 from .routing_mclfir import IncrementRouter, space_weights
 
 _SIDES = ("image", "text")
+ROUTE_TEMPERATURE = 0.02  # of `route`
 
 
 class TextImageSpaces:
@@ -74,7 +75,12 @@ class TextImageSpaces:
 
     @torch.no_grad()
     def route(
-        self, pooled: torch.Tensor, side: str, temperature: float = 0.02, top: int | None = None
+        self,
+        pooled: torch.Tensor,
+        side: str,
+        temperature: float = ROUTE_TEMPERATURE,
+        top: int | None = None,
+        increment_ids: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """
         What each space counts for each query.
@@ -83,6 +89,7 @@ class TextImageSpaces:
             pooled: (N, C) or (N, H), pooled features of the bare tower (increment_id None) of that side.
             side: "image" or "text".
             temperature, top: see `space_weights`.
+            increment_ids: whose spaces; default: all.
 
         Returns:
             (N, S), rows that sum to 1, columns in the order of the spaces.
@@ -90,10 +97,18 @@ class TextImageSpaces:
         Raises:
             ValueError: an unknown side, an increment that `describe_increment` has not described, wrong shapes.
         """
+        return space_weights(self.similarities(pooled, side, increment_ids), temperature, top).to(pooled.device)
+
+    @torch.no_grad()
+    def similarities(
+        self, pooled: torch.Tensor, side: str, increment_ids: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """What `route` goes by: how near each query is to each increment, -1..1, (N, S). A column never changes."""
         if side not in _SIDES:
             raise ValueError(f"side must be one of {_SIDES}; got {side!r}.")
         places = []
-        for increment in self.config.increments:
+        chosen = range(len(self.config.increments)) if increment_ids is None else increment_ids
+        for increment in (self.config.increments[increment_id] for increment_id in chosen):
             if "router" not in increment:
                 raise ValueError(
                     f"Nothing tells the space of increment {increment['name']!r} from others; call describe_increment "
@@ -103,5 +118,39 @@ class TextImageSpaces:
         if not places:
             raise ValueError("This model has no increment yet; call add_increment(name) first.")
         router = self.router if side == "image" else self.text_router
-        similarities = router(pooled.to(router.prototypes))[:, places]
-        return space_weights(similarities, temperature, top).to(pooled.device)
+        return router(pooled.to(router.prototypes))[:, places]
+
+    @torch.no_grad()
+    def fusion(
+        self,
+        pooled: torch.Tensor,
+        side: str,
+        increment_ids: Sequence[int] | None = None,
+        temperature: float = ROUTE_TEMPERATURE,
+        top: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        How cosines of several spaces become one score, where nobody says which increment a query belongs to and every
+        item is in all of these spaces: scale_s * cos + offset_s, of an item the largest of its spaces'.
+
+        It is log w_s + log of how much likelier than another item the space holds this one for: the evaluation's
+        mixture of spaces, whose sum over the gallery is replaced by what it is where cosines lie around 0 with the
+        spread that they had in training, (scale_s * spread_s)² / 2. So no gallery needs to be looked through, and a
+        score does not change with what else is in it.
+
+        Args:
+            pooled, side, temperature, top: see `route`.
+            increment_ids: whose spaces; default: all.
+
+        Returns:
+            scales (S,) and offsets (N, S).
+
+        Raises:
+            ValueError: see `route`.
+        """
+        weights = self.route(pooled, side, temperature, top, increment_ids)
+        ids = range(len(self.config.increments)) if increment_ids is None else increment_ids
+        scales = torch.stack([self.heads[index].logit_scale.exp() for index in ids]).to(weights)
+        # Spreads are kept in the order of the searches: by texts, by images.
+        spreads = [self.config.increments[index]["router"]["spreads"][side == "image"] for index in ids]
+        return scales, weights.log() - (scales * scales.new_tensor(spreads)).square() / 2

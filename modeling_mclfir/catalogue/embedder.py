@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,24 +12,31 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 
 from ..index.spaces import SpaceRevision
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
 from ..training.fingerprint import space_fingerprints
 from ..training.memory import keep_freed_memory
+from .searching import Fusion
+
+Inputs = dict[str, torch.Tensor]
 
 
-class Embedder:
+class Embedder(ABC):
     """
+    What the kinds of checkpoints have in common; `open` gives the one that a checkpoint is of.
+
     Args:
         model: in eval mode.
-        processor: of its images.
+        processor: of its images; of its captions, too, where it reads them.
         checkpoint: where both came from.
         fp16: run the network in half precision, on a GPU.
 
     Attributes:
-        revisions: name of a space ("neckline@tops") → what makes its vectors, in the model's order.
+        model_class, processor_class: of this kind of checkpoints.
+        revisions: name of a space ("neckline@tops", "text@topwear") → what makes its vectors, in the model's order.
         attribute_ids: name of a space → its place in the model.
         model_revision: the checkpoint's name, and a digest of all fingerprints: no two contents share it.
 
@@ -36,7 +44,10 @@ class Embedder:
         ValueError: fp16 on a CPU, which has no half precision that keeps the vectors.
     """
 
-    def __init__(self, model: MclfirForImageRetrieval, processor: Any, checkpoint: str, fp16: bool = False):
+    model_class: type
+    processor_class: type
+
+    def __init__(self, model: Any, processor: Any, checkpoint: str, fp16: bool = False):
         self.model, self.processor, self.checkpoint, self.fp16 = model, processor, checkpoint, fp16
         self.device = next(model.parameters()).device
         if fp16 and self.device.type != "cuda":
@@ -59,6 +70,11 @@ class Embedder:
             )
 
     @property
+    def model_type(self) -> str:
+        """Kind of the checkpoint, as its configuration has it."""
+        return self.model.config.model_type
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Space → fingerprint of what makes its vectors."""
         return {name: revision.fingerprint for name, revision in self.revisions.items()}
@@ -70,15 +86,22 @@ class Embedder:
 
         Raises:
             FileNotFoundError: a folder is meant that is not there; what else it may be, only the Hub knows.
+            ValueError: a checkpoint of something else; one without its processor.
         """
         checkpoint, folder = str(checkpoint), Path(checkpoint)
         if not folder.exists() and (folder.is_absolute() or checkpoint.startswith(".") or len(folder.parts) > 2):
             raise FileNotFoundError(f"--checkpoint {checkpoint}: no such folder; expected an increment-XX of a run.")
+        kind = _kind_of(checkpoint)
         keep_freed_memory()
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = MclfirForImageRetrieval.from_pretrained(checkpoint).to(device).eval()
+        model = kind.model_class.from_pretrained(checkpoint).to(device).eval()
         name = os.fspath(folder.resolve()) if folder.exists() else checkpoint
-        return cls(model, MclfirImageProcessor.from_pretrained(checkpoint), name, fp16)
+        return kind(model, kind.open_processor(checkpoint), name, fp16)
+
+    @classmethod
+    def open_processor(cls, checkpoint: str) -> Any:
+        """What prepares the model's inputs."""
+        return cls.processor_class.from_pretrained(checkpoint)
 
     def spaces_of(self, attributes: Sequence[str] | None) -> list[str]:
         """Names of the spaces of some attributes, or of all. ValueError names those that there are."""
@@ -96,42 +119,100 @@ class Embedder:
         """A decoded photo as the model takes it: (1, 3, H, W)."""
         return self.processor([image], return_tensors="pt")["pixel_values"]
 
+    def photos(self, images: Sequence[Image.Image]) -> Inputs:
+        """Decoded photos as `embed_routed` takes them."""
+        return {"pixel_values": torch.cat([self.pixels(image) for image in images])}
+
+    @abstractmethod
+    def captions(self, texts: Sequence[str]) -> Inputs:
+        """Captions as `embed_routed` takes them. ValueError: the model reads none, or one is blank."""
+
     def embed(self, pixels: torch.Tensor, spaces: Sequence[str]) -> dict[str, np.ndarray]:
         """Photos (N, 3, H, W) → of each space float32 (N, D), unit length, from one pass of the trunk."""
-        return self._run(pixels, spaces)[0]
+        return self._run({"pixel_values": pixels}, spaces)[0]
+
+    def embed_items(
+        self, pixels: torch.Tensor, spaces: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """`embed`, and of spaces that need it how like what each was learned from the photos look: float32 (N,)."""
+        embeds, output = self._run({"pixel_values": pixels}, spaces)
+        with torch.inference_mode(), self._precision():
+            return embeds, self._fits(output, spaces)
+
+    def _fits(self, output: Any, spaces: Sequence[str]) -> dict[str, np.ndarray]:
+        return {}
 
     def embed_routed(
-        self, pixels: torch.Tensor, spaces: Sequence[str], routed: Sequence[Sequence[str]]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        self, inputs: Inputs, spaces: Sequence[str], routed: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Fusion]]:
         """
-        `embed`, and what each space's inner products count for each photo: float64 (N,).
+        `embed` of photos or captions, and how scores of several spaces become one for each of them.
 
         Args:
+            inputs: of `photos` or `captions`, N of them.
             routed: of each attribute of several spaces their names.
 
         Raises:
-            ValueError: nothing tells these spaces apart, see `MclfirForImageRetrieval.fuse_queries`.
+            ValueError: nothing tells these spaces apart, see the model's `fuse_queries` or `fusion`.
         """
-        embeds, output = self._run(pixels, spaces)
-        if not routed:
-            return embeds, {}
-        with torch.inference_mode():
-            pooled = self.model.mclfir(shared_features=output.shared_features).pooled.float()
-        factors = {}
-        for names in routed:
-            ids = [self.attribute_ids[name] for name in names]
-            # The model's own fusion, of vectors of one number: what comes back is what it multiplies scores with.
-            ones = [torch.ones(len(pixels), 1, device=pooled.device)] * len(ids)
-            columns = self.model.fuse_queries(ids, ones, pooled).double().cpu().numpy()
-            factors |= dict(zip(names, columns.T, strict=True))
-        return embeds, factors
+        embeds, output = self._run(inputs, spaces)
+        fusions: dict[str, Fusion] = {}
+        with torch.inference_mode(), self._precision():
+            seen = self._seen_by_router(inputs, output) if routed else ()
+            for names in routed:
+                found = self._fusions([self.attribute_ids[name] for name in names], *seen)
+                fusions |= dict(zip(names, found, strict=True))
+        return embeds, fusions
 
-    def _run(self, pixels: torch.Tensor, spaces: Sequence[str]):
-        half = torch.autocast("cuda", torch.float16) if self.fp16 else nullcontext()
+    def _seen_by_router(self, inputs: Inputs, output: Any) -> tuple:
+        """What the model tells spaces apart by: of photos features of the bare trunk, (N, C)."""
+        return (self.model.mclfir(shared_features=output.shared_features).pooled.float(),)
+
+    @abstractmethod
+    def _fusions(self, ids: list[int], pooled: torch.Tensor, *side: str) -> list[Fusion]:
+        """Of each of these spaces its part in the score, by what `_seen_by_router` gave."""
+
+    def _precision(self):
+        return torch.autocast("cuda", torch.float16) if self.fp16 else nullcontext()
+
+    def _run(self, inputs: Inputs, spaces: Sequence[str]):
         ids = [self.attribute_ids[name] for name in spaces]
-        with torch.inference_mode(), half:
-            output = self.model(pixels.to(self.device), attribute_ids=ids)
+        inputs = {name: part.to(self.device) for name, part in inputs.items()}
+        with torch.inference_mode(), self._precision():
+            output = self.model(**inputs, attribute_ids=ids)
         rows = output.embeds.float()
         if self.fp16:
             rows = torch.nn.functional.normalize(rows, dim=-1)
         return {name: part.cpu().numpy() for name, part in zip(spaces, rows.unbind(1), strict=True)}, output
+
+
+class AttributeEmbedder(Embedder):
+    """A checkpoint of `MclfirForImageRetrieval`: a space of each attribute, and of each increment's new values."""
+
+    model_class, processor_class = MclfirForImageRetrieval, MclfirImageProcessor
+
+    def captions(self, texts: Sequence[str]) -> Inputs:
+        """It reads none."""
+        raise ValueError(
+            f"{self.checkpoint} is an attribute model, which reads photos and no captions. Search by --image or "
+            "--item, or build another catalogue with a text-image checkpoint (mclfir train --task text-image)."
+        )
+
+    def _fusions(self, ids: list[int], pooled: torch.Tensor, *side: str) -> list[Fusion]:
+        # The model's own fusion, of vectors of one number: what comes back is what it multiplies scores with.
+        ones = [torch.ones(len(pooled), 1, device=pooled.device)] * len(ids)
+        columns = self.model.fuse_queries(ids, ones, pooled).double().cpu().numpy()
+        return [Fusion(factor) for factor in columns.T]
+
+
+def _kind_of(checkpoint: str) -> type[Embedder]:
+    from .text_embedder import TextImageEmbedder
+
+    kinds = {kind.model_class.config_class.model_type: kind for kind in (AttributeEmbedder, TextImageEmbedder)}
+    found = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    if found not in kinds:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of {found!r}; a catalogue takes one of attribute retrieval or text-image "
+            f"retrieval ({', '.join(map(repr, kinds))})."
+        )
+    return kinds[found]

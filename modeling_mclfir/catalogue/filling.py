@@ -17,7 +17,7 @@ from ..training.prefetch import Prefetcher
 from .embedder import Embedder
 from .ranks import Ranks
 from .sources import Item, Source
-from .versions import CatalogueIndex
+from .versions import SPACE_FIT, CatalogueIndex
 
 MISSING, ALL, KNOWN = "missing", "all", "known"
 
@@ -147,8 +147,8 @@ class _Filling:
         self._index, self._embedder, self._source, self._which = index, embedder, source, which
         self._settings, self._ranks = settings, ranks
         self._fingerprints = {name: embedder.revisions[name].fingerprint for name in spaces}
-        # Item → its vectors, one a space, and its metadata.
-        self._waiting: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
+        # Item → its vectors and marks, one a space, and its metadata.
+        self._waiting: dict[str, tuple[dict[str, np.ndarray], dict[str, dict[str, float]], dict[str, Any]]] = {}
 
     def batches(self, pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
         """Photos to embed: `ids`, `pixels` (n, 3, H, W), `metadata`; how many items were `seen`; `bad` ones."""
@@ -174,16 +174,17 @@ class _Filling:
 
     def embed(self, batch: dict[str, Any]) -> None:
         """Embed a batch, and write what has come together where that is enough."""
-        found = self._embedder.embed(batch["pixels"], list(self._fingerprints))
+        found, fits = self._embedder.embed_items(batch["pixels"], list(self._fingerprints))
         for place, (name, columns) in enumerate(zip(batch["ids"], batch["metadata"], strict=True)):
-            self._waiting[name] = {space: rows[place] for space, rows in found.items()}, columns
+            marks = {space: {SPACE_FIT: float(of[place])} for space, of in fits.items()}
+            self._waiting[name] = {space: rows[place] for space, rows in found.items()}, marks, columns
         if len(self._waiting) >= self._settings.commit_size:
             self.commit()
 
     def commit(self) -> None:
         """Write what waits; when it returns, that is durable."""
         ids = list(self._waiting)
-        metadata = [columns for _, columns in self._waiting.values()]
+        metadata = [columns for *_, columns in self._waiting.values()]
         if self._which == KNOWN and ids:
             # One that was removed since it was looked at stays away.
             there = self._index.metadata(ids)
@@ -194,7 +195,8 @@ class _Filling:
             if self._which != ALL:  # what is there stays as it is
                 places = [row for row, there in enumerate(self._index.has(space, ids, fingerprint)) if not there]
             if places:
-                names, columns = [ids[row] for row in places], [metadata[row] for row in places]
+                names = [ids[row] for row in places]
+                columns = [metadata[row] | self._waiting[ids[row]][1].get(space, {}) for row in places]
                 rows = np.stack([self._waiting[name][0][space] for name in names])
                 self._index.add(space, names, rows, columns, fingerprint=fingerprint)
         self._waiting.clear()

@@ -2,21 +2,23 @@
 """A contact sheet: a query and what it found, with captions."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..training.figures import GREY, TEXT, short, write_png
+from ..training.figures import GREY, TEXT, literal, short, write_png
 from .searching import Hit
 
 _COLUMNS = 6
 _WIDTH, _HEIGHT, _CAPTION, _TITLE = 1.7, 2.2, 0.16, 0.5  # inches
 _MOST_VALUES = 3
+_WRAPPED, _MOST_LINES = 17, 8  # letters a line, and lines, of a caption in the place of a photo
 
 
 def contact_sheet(
-    query: Image.Image | None,
+    query: Image.Image | str | None,
     query_name: str,
     hits: Sequence[Hit],
     images: Sequence[Image.Image | None],
@@ -27,6 +29,7 @@ def contact_sheet(
     Draw a query and its hits, best first, as PNG.
 
     Args:
+        query: a photo, None where it is not to be had; or a caption.
         images: of the hits; None where the photo is not to be had.
         attributes: that were searched; under a photo stand the values of theirs that the catalogue knows.
     """
@@ -54,8 +57,8 @@ def contact_sheet(
             side.set_visible(place == 0 or image is None)
             side.set_edgecolor(TEXT if place == 0 else GREY)
             side.set_linewidth(1.5 if place == 0 else 0.5)
-        if image is None:
-            axes.text(0.5, 0.5, "no photo", ha="center", va="center", color=GREY, transform=axes.transAxes)
+        if image is None or isinstance(image, str):
+            _write(axes, image)
         else:
             axes.imshow(image)
             axes.set_anchor("SW")
@@ -64,6 +67,14 @@ def contact_sheet(
             bold = "bold" if line == 0 else "normal"
             figure.text(left / width, below, short(word, 27), size=7.5, color=TEXT if line == 0 else GREY, weight=bold)
     write_png(figure, path)
+
+
+def _write(axes, caption: str | None) -> None:
+    """A caption in the place of a photo, or that there is none."""
+    text, color = "no photo", GREY
+    if caption is not None:
+        text, color = textwrap.fill(literal(caption), _WRAPPED, max_lines=_MOST_LINES, placeholder=" …"), TEXT
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=color, transform=axes.transAxes)
 
 
 def _values(hit: Hit, attributes: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from ..index.spaces import IncompatibleRevisionError
 from ..index.store import Filter
 from .backends import open_backend
 from .searching import Hit, SearchPlan, hits_of, plan_search, search
-from .settings import LOCK_TIMEOUT, Settings, read_settings
+from .settings import ATTRIBUTES, LOCK_TIMEOUT, Settings, read_settings
 from .sources import Item, Source
 from .versions import CatalogueIndex
 
@@ -42,6 +42,7 @@ class CatalogueReader:
         items: Sequence[str] | None = None,
         attributes: Sequence[str] | None = None,
         *,
+        texts: Sequence[str] | None = None,
         k: int = 10,
         weights: Sequence[float] | Mapping[str, float] | None = None,
         where: Filter | None = None,
@@ -51,40 +52,45 @@ class CatalogueReader:
         checkpoint: str | None = None,
     ) -> list[list[Hit]]:
         """
-        The k best items for each photo or item.
+        The k best items for each photo, item or caption.
 
-        Of an attribute with several spaces the query's photo says how much each counts, as in the model's own
-        evaluation (`fuse_queries`); the photo of an item is read from its source for that.
+        Of an attribute with several spaces the query's photo or caption says how much each counts, by the model's own
+        routers (`fuse_queries`; of captions and images `fusion`); the photo of an item is read from its source for it.
 
         Args:
             images: photos: files, bytes or PIL images.
             items: or ids of items, whose stored vectors are taken.
             attributes: to be alike in, or spaces by name; default: all.
+            texts: or captions, in a catalogue of a text-image checkpoint, whose spaces are of the attribute "text".
             weights: one an attribute, in their order or by name; default 1.
             where: column → value or values, only items of these.
             exclude: ids never to be found.
             include_self: an item that is the query is found, too.
             distinct: of results whose vectors are more alike than this cosine, only the best: over all spaces, or
                 (space, cosine).
-            checkpoint: that embeds photos; default: the one that was used last and fits.
+            checkpoint: that embeds photos and captions; default: the one that was used last and fits.
 
         Raises:
-            ValueError: neither or both kinds of queries, an unknown attribute or item, another number of weights.
+            ValueError: none or several kinds of queries, an unknown attribute or item, another number of weights,
+                captions for a model of attributes.
             IncompatibleRevisionError: a checkpoint that makes other vectors than the entries.
             BadImage: a photo that cannot be used.
         """
-        if (images is None) == (items is None):
-            raise ValueError("Search by photos or by items: give images or items, not both and not neither.")
+        given = {"images": images, "items": items, "texts": texts}
+        given = [name for name, queries in given.items() if queries is not None]
+        if len(given) != 1 or isinstance(texts, str):
+            wrong = "one text alone" if isinstance(texts, str) else " and ".join(given) or "none"
+            raise ValueError(f"Search by photos, items or captions: one list of images, items or texts; got {wrong}.")
         plan = self.plan(attributes, weights)
-        fingerprints, factors, queries = None, {}, items
-        if images is not None:
-            queries, factors, fingerprints = self._embedded(images, plan, checkpoint)
+        fingerprints, fusions, queries = None, {}, items
+        if items is None:
+            queries, fusions, fingerprints = self._embedded(images, texts, plan, checkpoint)
         elif plan.routed:
             photos = self.photos(items, missing=False)
-            factors = self._embedded([photos[name].load() for name in items], plan, checkpoint)[1]
+            fusions = self._embedded([photos[name].load() for name in items], None, plan, checkpoint)[1]
         options = {"where": where, "exclude": exclude, "include_self": include_self, "distinct": distinct}
         try:
-            found = search(self._index, plan, queries, k, fingerprints=fingerprints, factors=factors, **options)
+            found = search(self._index, plan, queries, k, fingerprints=fingerprints, fusions=fusions, **options)
         except KeyError as error:
             raise ValueError(f"{error.args[0]}; `mclfir index info` tells what each space has.") from None
         return hits_of(self._index, found)
@@ -93,7 +99,8 @@ class CatalogueReader:
         self, attributes: Sequence[str] | None = None, weights: Sequence[float] | Mapping[str, float] | None = None
     ) -> SearchPlan:
         """The spaces that a search over attributes is in, and what to know about them."""
-        return plan_search(self._index, attributes, weights)
+        is_one_task = self.settings.model_type not in (None, ATTRIBUTES)
+        return plan_search(self._index, attributes, weights, is_one_task)
 
     def photos(self, ids: Sequence[str], missing: bool = True) -> dict[str, Item]:
         """
@@ -186,7 +193,14 @@ class CatalogueReader:
         key = checkpoint, fp16
         if key not in self._embedders:
             self._embedders[key] = Embedder.open(checkpoint, fp16, self._device())
-        return self._embedders[key]
+        found = self._embedders[key]
+        if self.settings.model_type not in (None, found.model_type):
+            raise ValueError(
+                f"{self.folder} was built by checkpoints of {self.settings.model_type!r}, and {checkpoint} is one of "
+                f"{found.model_type!r}: a catalogue is of attributes or of captions and images, never of both. Build "
+                "another one with it, of the same photos."
+            )
+        return found
 
     def _device(self):
         return None
@@ -232,20 +246,20 @@ class CatalogueReader:
             "drift_compensated (maps queries to the old vectors) or none (searches them as they are)."
         )
 
-    def _embedded(self, images: Sequence[Any], plan: SearchPlan, checkpoint: str | None) -> tuple[dict, dict, dict]:
-        """Of photos the vectors, what routed spaces count, and what made the vectors, each by space."""
-        import torch
-
+    def _embedded(
+        self, images: Sequence[Any] | None, texts: Sequence[str] | None, plan: SearchPlan, checkpoint: str | None
+    ) -> tuple[dict, dict, dict]:
+        """Of photos or captions the vectors, the fusion of routed spaces, and what made the vectors, each by space."""
         from ..data.images import decode_image
 
-        images = [decode_image(image) for image in images]
+        images = None if images is None else [decode_image(image) for image in images]
         routed = {name for names in plan.routed.values() for name in names}
         units = [*plan.routed.values(), *([name] for name in plan.spaces if name not in routed)]
-        queries, factors, fingerprints = {}, {}, {}
+        queries, fusions, fingerprints = {}, {}, {}
         for embedder, names in self._serving(checkpoint, units):
-            pixels = torch.cat([embedder.pixels(image) for image in images])
+            inputs = embedder.captions(texts) if images is None else embedder.photos(images)
             several = [spaces for spaces in plan.routed.values() if spaces[0] in names]
-            found, counts = embedder.embed_routed(pixels, names, several)
-            queries, factors = queries | found, factors | counts
+            found, fused = embedder.embed_routed(inputs, names, several)
+            queries, fusions = queries | found, fusions | fused
             fingerprints |= {name: embedder.fingerprints[name] for name in names}
-        return queries, factors, fingerprints
+        return queries, fusions, fingerprints

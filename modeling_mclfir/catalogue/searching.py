@@ -14,6 +14,8 @@ from .versions import CatalogueIndex
 # Mean cosine over all spaces of a catalogue above which two photos pass for the same one. Of 493 photos of Stanford no
 # two different ones reach it (0.9889); copies in another light do (0.993 and more), smaller and cropped ones may not.
 DISTINCT_COSINE = 0.99
+# Items of each space that are looked at where an item's best space counts: of a catalogue that is no larger, all.
+_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,31 @@ class Hit:
     """
     Attributes:
         id: of the item.
-        score: the larger, the better; of one space an inner product, of several a weighted sum.
+        score: the larger, the better; of one space an inner product, of several a weighted sum, or, of captions and
+            images, the logarithm of how much likelier than another one the item is what was looked for.
         metadata: column → value.
     """
 
     id: str
     score: float
     metadata: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """
+    A space's part in the score of an item, where several spaces are searched as one: factor * inner product + offset.
+
+    Attributes:
+        factor: of each query, float64 (N,).
+        offset: of each query; the largest part is the item's score then. None: its parts are added up.
+        temperature: with offsets: to a part comes the logarithm of what the space counts for the item, a softmax of
+            what is kept as SPACE_FIT over this.
+    """
+
+    factor: np.ndarray
+    offset: np.ndarray | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,10 @@ class SearchPlan:
 
 
 def plan_search(
-    index: CatalogueIndex, names: Sequence[str] | None, weights: Sequence[float] | Mapping[str, float] | None
+    index: CatalogueIndex,
+    names: Sequence[str] | None,
+    weights: Sequence[float] | Mapping[str, float] | None,
+    is_one_task: bool = False,
 ) -> SearchPlan:
     """
     Which spaces a search over attributes is in. Of an attribute with several, those that are still being filled are
@@ -58,9 +81,10 @@ def plan_search(
     Args:
         names: attributes, or spaces by name; None: all attributes.
         weights: one a name, in their order or by name; default 1.
+        is_one_task: all spaces are of captions and images; the model weighs those that are named.
 
     Raises:
-        ValueError: an unknown name, another number of weights.
+        ValueError: an unknown name, another number of weights, weights where the model chooses.
     """
     revisions = index.spaces
     if not revisions:
@@ -89,11 +113,15 @@ def plan_search(
             if len(found) > 1:
                 routed[name] = found
         spaces |= dict.fromkeys(found)
+    if is_one_task and len(spaces) > 1:
+        if weights is not None:
+            raise ValueError("What each space of captions and images counts, the query says; leave the weights out.")
+        routed = {revisions[next(iter(spaces))].attribute: list(spaces)}
     return SearchPlan(list(spaces), routed, {name: float((weights or {}).get(name, 1.0)) for name in names}, notes)
 
 
 def space_weights(
-    index: CatalogueIndex, plan: SearchPlan, factors: Mapping[str, np.ndarray]
+    index: CatalogueIndex, plan: SearchPlan, fusions: Mapping[str, Fusion]
 ) -> dict[str, float | np.ndarray] | None:
     """
     What `VersionedIndex.search` is to weigh each space with; None: nothing, there is one.
@@ -102,9 +130,9 @@ def space_weights(
     is divided by what (`fuse_queries`); beside other attributes, their sum is scaled as a whole to a like spread.
 
     Args:
-        factors: of spaces of such attributes, by space: what the model multiplies their scores with, (N,).
+        fusions: of spaces of such attributes, by space.
     """
-    if len(plan.spaces) == 1:
+    if len(plan.spaces) == 1 or _have_offsets(fusions):
         return None
     found: dict[str, float | np.ndarray] = {name: weight for name, weight in plan.weights.items()}
     for names in plan.routed.values():
@@ -112,10 +140,10 @@ def space_weights(
         scale = 1.0
         if len(plan.weights) > 1:
             # The weights of a photo sum to 1, so that the sum of its factors is 1 over a spread as the model has it.
-            total = sum(factors[name] for name in names)
+            total = sum(fusions[name].factor for name in names)
             scale = 1 / (np.mean(spreads) * np.where(total > 0, total, 1.0))
         for name, spread in zip(names, spreads, strict=True):
-            found[name] = factors[name] * spread * scale * plan.weights.get(name, 1.0)
+            found[name] = fusions[name].factor * spread * scale * plan.weights.get(name, 1.0)
     return found
 
 
@@ -132,30 +160,36 @@ def search(
     k: int,
     *,
     fingerprints: Mapping[str, str] | None,
-    factors: Mapping[str, np.ndarray],
+    fusions: Mapping[str, Fusion],
     where: Filter | None,
     exclude: Sequence[str],
     include_self: bool,
     distinct: float | tuple[str, float] | None,
 ) -> SearchResult:
     """The k best of each query: ids of items, or vectors of each space."""
-    weights = space_weights(index, plan, factors)
+    weights = space_weights(index, plan, fusions)
     by_vectors = isinstance(queries, Mapping)
     num_queries = len(next(iter(queries.values()))) if by_vectors else len(queries)
 
-    def ranked(rows: np.ndarray, count: int) -> list[Ranked]:
-        some = {name: part[rows] for name, part in queries.items()} if by_vectors else [queries[row] for row in rows]
+    def ranked_in(spaces: Sequence[str], rows: np.ndarray, count: int) -> list[Ranked]:
+        some = {name: queries[name][rows] for name in spaces} if by_vectors else [queries[row] for row in rows]
         found = index.search(
-            plan.spaces,
+            spaces,
             some,
             count,
-            fingerprint=fingerprints,
+            fingerprint=None if fingerprints is None else {name: fingerprints[name] for name in spaces},
             weights=None if weights is None else {name: _rows(weight, rows) for name, weight in weights.items()},
             filter=where,
             exclude=exclude,
             include_self=include_self,
         )
         return list(zip(found.ids, found.scores, strict=True))
+
+    def ranked(rows: np.ndarray, count: int) -> list[Ranked]:
+        if not _have_offsets(fusions):
+            return ranked_in(plan.spaces, rows, count)
+        found = {name: ranked_in([name], rows, max(_LOOKED_AT, 4 * count)) for name in plan.spaces}
+        return _by_best_space(index, found, fusions, rows, count)
 
     rows = np.arange(num_queries)
     if distinct is None:
@@ -173,6 +207,46 @@ def hits_of(index: CatalogueIndex, found: SearchResult) -> list[list[Hit]]:
         [Hit(name, float(score), columns.get(name, {})) for name, score in zip(ids, scores, strict=True)]
         for ids, scores in zip(found.ids, found.scores, strict=True)
     ]
+
+
+def _have_offsets(fusions: Mapping[str, Fusion]) -> bool:
+    return any(fusion.offset is not None for fusion in fusions.values())
+
+
+def _by_best_space(
+    index: CatalogueIndex,
+    found: Mapping[str, Sequence[Ranked]],
+    fusions: Mapping[str, Fusion],
+    rows: np.ndarray,
+    count: int,
+) -> list[Ranked]:
+    """Of some queries the items of the largest scores, each item's the largest of its parts (see `Fusion`)."""
+    items = list(dict.fromkeys(item for lists in found.values() for ids, _ in lists for item in ids))
+    shares = _shares(index, list(found), items, fusions[next(iter(found))].temperature)
+    best: list[dict[str, float]] = [{} for _ in rows]
+    for name, lists in found.items():
+        factors, offsets = fusions[name].factor[rows], fusions[name].offset[rows]
+        for row, (ids, scores) in enumerate(lists):
+            parts = factors[row] * scores + offsets[row] + [shares[name][item] for item in ids]
+            for item, part in zip(ids, parts.tolist(), strict=True):
+                best[row][item] = max(part, best[row].get(item, part))
+    return [_best(scores, count) for scores in best]
+
+
+def _shares(
+    index: CatalogueIndex, spaces: Sequence[str], items: Sequence[str], temperature: float
+) -> dict[str, dict[str, float]]:
+    """Space → item → logarithm of what the space counts for it; 0 where some space keeps nothing of it."""
+    fits = np.array([index.fits(space, items) for space in spaces], dtype=np.float64) / temperature
+    logs = fits - fits.max(axis=0)
+    logs = np.nan_to_num(logs - np.log(np.exp(logs).sum(axis=0)))
+    return {space: dict(zip(items, row.tolist(), strict=True)) for space, row in zip(spaces, logs, strict=True)}
+
+
+def _best(scores: Mapping[str, float], count: int) -> Ranked:
+    """The items of the largest scores; equal ones in the order of their ids."""
+    order = sorted(scores, key=lambda name: (-scores[name], name))[:count]
+    return order, np.array([scores[name] for name in order], dtype=np.float32)
 
 
 def _rows(weight: float | np.ndarray, rows: np.ndarray) -> float | np.ndarray:

@@ -11,6 +11,7 @@ from ..index.durable import flush_folder, locked, make_folder, write_file
 from ..index.spaces import now
 
 SETTINGS = "catalogue.json"
+ATTRIBUTES = "mclfir"  # model_type of checkpoints of attributes
 _FORMAT = 1
 _KEPT_EVENTS = 1000
 # Seconds to wait for another writer: it may have a whole space's vectors to look at.
@@ -24,8 +25,8 @@ class Settings:
         backend: kind of store and how it is opened; never a token.
         attributes: whose spaces the catalogue has; None: all that a checkpoint brings.
         sources: descriptions, in the order in which they were last used.
-        checkpoints: where, model revision, and space → fingerprint; in the order in which they were last
-            built, landed or filled with.
+        checkpoints: where, kind (of attributes, where none is written), model revision, and space → fingerprint; in
+            the order in which they were last built, landed or filled with.
         events: what was done when, oldest first; the last thousand.
     """
 
@@ -39,9 +40,17 @@ class Settings:
         """The same with a source as the newest."""
         return replace(self, sources=(*(other for other in self.sources if other != source), source))
 
-    def with_checkpoint(self, path: str, model_revision: str, fingerprints: Mapping[str, str]) -> "Settings":
+    @property
+    def model_type(self) -> str | None:
+        """Kind of all checkpoints; None: there is none yet."""
+        return self.checkpoints[-1].get("model_type", ATTRIBUTES) if self.checkpoints else None
+
+    def with_checkpoint(
+        self, path: str, model_type: str, model_revision: str, fingerprints: Mapping[str, str]
+    ) -> "Settings":
         """The same with a checkpoint as the newest."""
-        entry = {"path": path, "model_revision": model_revision, "fingerprints": dict(fingerprints)}
+        entry = {"path": path, "model_type": model_type, "model_revision": model_revision}
+        entry |= {"fingerprints": dict(fingerprints)}
         kept = (other for other in self.checkpoints if other["path"] != path)  # what was there before is there no more
         return replace(self, checkpoints=(*kept, entry))
 

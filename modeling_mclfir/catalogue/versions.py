@@ -4,9 +4,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..index.fusion import get_present
 from ..index.policies import MADE_BY
 from ..index.versioned import VersionedIndex
+
+# Metadata of an entry: how like what its space was learned from the photo looks to the model.
+SPACE_FIT = "mclfir.space_fit"
+_MARKS = MADE_BY, SPACE_FIT
 
 
 class CatalogueIndex(VersionedIndex):
@@ -34,14 +40,19 @@ class CatalogueIndex(VersionedIndex):
         return max(map(self.num_stored, self.spaces), default=0)
 
     def metadata(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Metadata of items, from any space that has them."""
+        """Metadata of items, from any space that has them, without the marks of the index and the catalogue."""
         found: dict[str, dict[str, Any]] = {}
         for space in self.spaces:
             waiting = [name for name in ids if name not in found]
             there = [name for name, is_there in zip(waiting, self.has(space, waiting), strict=True) if is_there]
             for name, (_, columns) in get_present(self.store(space), there).items():
-                found[name] = {column: value for column, value in columns.items() if column != MADE_BY}
+                found[name] = {column: value for column, value in columns.items() if column not in _MARKS}
         return found
+
+    def fits(self, space: str, ids: Sequence[str]) -> list[float]:
+        """Of each item what its entry in a space has as SPACE_FIT; NaN: nothing, minus infinity: there is no entry."""
+        there = get_present(self.store(space), ids)
+        return [there[name][1].get(SPACE_FIT, np.nan) if name in there else -np.inf for name in ids]
 
     def optimize(self, space: str, fingerprint: str | None = None) -> None:
         """

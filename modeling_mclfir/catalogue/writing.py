@@ -56,8 +56,8 @@ class CatalogueWriter(CatalogueReader):
     def _remember(self, embedder: Embedder | None, source: Source | None) -> None:
         def change(settings: Settings) -> Settings:
             if embedder is not None:
-                made = embedder.fingerprints
-                settings = settings.with_checkpoint(embedder.checkpoint, embedder.model_revision, made)
+                made = embedder.model_type, embedder.model_revision, embedder.fingerprints
+                settings = settings.with_checkpoint(embedder.checkpoint, *made)
             return settings if source is None else settings.with_source(source.describe())
 
         self._change(change)

@@ -87,6 +87,7 @@ def _search(args: argparse.Namespace) -> None:
             None if args.image is None else [args.image],
             None if args.item is None else [args.item],
             args.attributes,
+            texts=None if args.text is None else [args.text],
             k=args.k,
             weights=args.weights,
             where=filter_of(args.where),
@@ -121,8 +122,11 @@ def _draw(args: argparse.Namespace, catalogue, hits, attributes: list[str]) -> N
             return None
 
     images = [picture(photos[name].load() if name in photos else None) for name in names]
-    query = picture(args.image) if args.item is None else images.pop()
-    name = args.image.name if args.item is None else args.item
+    if args.text is not None:
+        query, name = args.text, f"“{args.text}”"
+    else:
+        query = picture(args.image) if args.item is None else images.pop()
+        name = args.image.name if args.item is None else args.item
     contact_sheet(query, name, hits, images, attributes, args.picture)
     _tell(str(args.picture))
 

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ids", nargs="+", help="of items")
     one.add_argument("--ids_file", type=Path, help="text file, an id a line")
 
-    one = verb("search", "find items like a photo, or like an item, in some attributes")
+    one = verb("search", "find items like a photo or an item, in some attributes, or by a caption")
     _add_search_flags(one)
 
     one = verb("reindex", "take up a new checkpoint, and say what becomes of the old vectors")
@@ -84,6 +84,7 @@ def _add_search_flags(one: argparse.ArgumentParser) -> None:
     query = one.add_mutually_exclusive_group(required=True)
     query.add_argument("--image", type=Path, help="photo to search by")
     query.add_argument("--item", help="or id of an item, which is left out of its own results")
+    query.add_argument("--text", help="or a caption; needs a catalogue of a text-image checkpoint")
     one.add_argument("--attributes", nargs="+", help="to be alike in, or spaces; default: all")
     one.add_argument("--weights", nargs="+", type=float, help="one an attribute; default: 1 each")
     one.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
@@ -94,6 +95,6 @@ def _add_search_flags(one: argparse.ArgumentParser) -> None:
                      help="of near-duplicates only the best: mean cosine over all spaces above this (alone: "
                      f"{DISTINCT_COSINE}), or SPACE:COSINE")  # fmt: skip
     one.add_argument("--k", type=int, default=10, help="results")
-    one.add_argument("--checkpoint", help="that embeds the photo; default: the one that was used last and fits")
+    one.add_argument("--checkpoint", help="that embeds the query; default: the one that was used last and fits")
     one.add_argument("--json", action="store_true", help="JSON instead of a table")
     one.add_argument("--picture", type=Path, help="PNG of the query and what was found")

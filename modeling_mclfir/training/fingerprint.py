@@ -34,15 +34,18 @@ def shared_fingerprint(model) -> str:
     return hashlib.sha256(f"{settings} {mclfir.first_adapted} {tensors_fingerprint(weights)}".encode()).hexdigest()
 
 
-def space_fingerprints(model, processor) -> list[str]:
-    """
-    Of each space (`attribute_ids` of the model) all that makes its vectors: trunk, the adapters that run for it, its
-    heads with their refinement, preprocessing. Vectors of one space may be compared exactly where these are equal.
+def tokenizer_fingerprint(tokenizer) -> str:
+    """Of what makes tokens of a caption: vocabulary, rules, special tokens, and where it is cut."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:
+        del rules["truncation"], rules["padding"]  # what the last call asked for; each call says it anew
+    settings = tokenizer.model_max_length, tokenizer.pad_token_id
+    return hashlib.sha256(json.dumps([rules, settings], sort_keys=True).encode()).hexdigest()
 
-    A model that learned further increments has the same ones for its old spaces as before, as long as those stay bit
-    for bit (adapter_policy "per_increment" or "frozen").
-    """
-    config = model.config
+
+def _settings(config, processor) -> str:
+    images = getattr(processor, "image_processor", processor)
     settings = {
         "vision": {key: value for key, value in config.vision_config.to_dict().items() if key not in BOOKKEEPING},
         # What changes what a forward pass does with these weights, and nothing that a later increment adds.
@@ -52,12 +55,26 @@ def space_fingerprints(model, processor) -> list[str]:
             if key not in (*BOOKKEEPING, "vision_config", "text_config", "increments", "auto_map", "trunk_channels")
         },
         # Saving a processor adds where its code lies, which changes no pixel.
-        "processor": {key: value for key, value in processor.to_dict().items() if key != "auto_map"},
+        "processor": {key: value for key, value in images.to_dict().items() if key != "auto_map"},
     }
+    if getattr(processor, "tokenizer", None) is not None:
+        settings["tokenizer"] = tokenizer_fingerprint(processor.tokenizer)
     if getattr(config, "text_config", None) is not None:
         text = config.text_config.to_dict()
         settings["text"] = {key: value for key, value in text.items() if key not in BOOKKEEPING}
-    common = json.dumps(settings, sort_keys=True, default=str)
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def space_fingerprints(model, processor) -> list[str]:
+    """
+    Of each space (`attribute_ids` of the model) all that makes its vectors: trunk, the adapters that run for it, its
+    heads with their refinement, preprocessing; of captions and images both towers and, where the processor has one,
+    the tokenizer. Vectors of one space may be compared exactly where these are equal.
+
+    A model that learned further increments has the same ones for its old spaces as before, as long as those stay bit
+    for bit (adapter_policy "per_increment" or "frozen").
+    """
+    config, common = model.config, _settings(model.config, processor)
     state = model.state_dict()
     trunk = tensors_fingerprint({
         # The first adapter wraps its layers, which changes their names and nothing else.

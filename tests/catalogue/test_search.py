@@ -136,8 +136,8 @@ def test_a_space_that_is_being_filled_is_left_out(checkpoints, photos, tmp_path)
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "photos or by items"),
-        ({"items": ["a"], "images": [picture(1)]}, "photos or by items"),
+        ({}, "photos, items or captions"),
+        ({"items": ["a"], "images": [picture(1)]}, "photos, items or captions"),
         ({"items": ["nobody"], "attributes": ["colour"]}, "nobody"),
         ({"items": ["nobody"], "attributes": ["neckline"]}, "photos of .*nobody.*are not in the sources"),
         ({"items": [NAMES[0]], "attributes": ["hat"]}, "neither a space nor an attribute 'hat'"),
