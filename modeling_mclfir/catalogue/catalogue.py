@@ -107,7 +107,8 @@ class Catalogue(CatalogueWriter):
         fill: FillSettings | None = None,
     ) -> FillReport:
         """
-        Embed photos in all spaces of the catalogue; one with an id that is there takes the old one's place.
+        Embed photos in all spaces of the catalogue; one with an id that is there takes the old one's place. Where a
+        checkpoint does not know a space, items that were replaced leave it, until `backfill` brings them back.
 
         Args:
             checkpoint: default: the one that was used last and fits.
@@ -118,9 +119,10 @@ class Catalogue(CatalogueWriter):
             IncompatibleRevisionError: a checkpoint that makes other vectors than the entries.
             ValueError: too many unusable photos.
         """
-        ranks, spaces = self.ranks, list(self._index.spaces)
+        ranks, spaces, unserved = self.ranks, list(self._index.spaces), []
         if checkpoint is not None:  # those that it knows: `backfill` gives the photos their other vectors
             known = self._opened(checkpoint, fp16).revisions
+            unserved = [name for name in spaces if name not in known]
             spaces = [name for name in spaces if name in known]
         whole = None
         for embedder, names in self._serving(checkpoint, [[name] for name in spaces], fp16):
@@ -128,7 +130,7 @@ class Catalogue(CatalogueWriter):
             known = any(entry["path"] == embedder.checkpoint for entry in self.settings.checkpoints)
             self._remember(None if known else embedder, source)
             which = "missing" if keep_present else "all"
-            report = self._filled("add", embedder, [source], names, which, fill, ranks)
+            report = self._filled("add", embedder, [source], names, which, fill, ranks, unserved)
             whole = report if whole is None else whole.beside(report)
         if whole is None:
             raise ValueError(f"{self.folder} has no space to add to; `mclfir index build` opens some.")

@@ -91,6 +91,7 @@ def fill(
     which: str,
     settings: FillSettings,
     ranks: Ranks,
+    unserved: Sequence[str] = (),
 ) -> FillReport:
     """
     Embed photos of a source in all of some spaces, each in one pass, and add them to the index.
@@ -101,11 +102,12 @@ def fill(
         spaces: of the embedder; each is open in the index, or being built.
         which: "missing": photos that a space lacks; "all": every photo, in the place of what is there; "known": as
             "missing", of items that the index has in some space, whose metadata they keep.
+        unserved: with "all", spaces that the embedder does not know: there the old photos' entries go.
 
     Raises:
         TooManyBadRowsError: more unusable photos than allowed. The others are in.
     """
-    filling = _Filling(index, embedder, source, spaces, which, settings, ranks)
+    filling = _Filling(index, embedder, source, spaces, which, settings, ranks, unserved)
     report, started = FillReport(), time.monotonic()
     total = source.count()
     share = None if total is None else -(-total // ranks.num_ranks)
@@ -143,8 +145,9 @@ def _of_all(report: FillReport, ranks: Ranks) -> FillReport:
 class _Filling:
     """A source on its way into an index; `batches` runs in a thread of its own."""
 
-    def __init__(self, index, embedder, source, spaces, which, settings, ranks):
+    def __init__(self, index, embedder, source, spaces, which, settings, ranks, unserved=()):
         self._index, self._embedder, self._source, self._which = index, embedder, source, which
+        self._unserved = list(unserved) if which == ALL else []
         self._settings, self._ranks = settings, ranks
         self._fingerprints = {name: embedder.revisions[name].fingerprint for name in spaces}
         # Item → its vectors and marks, one a space, and its metadata.
@@ -190,6 +193,8 @@ class _Filling:
             there = self._index.metadata(ids)
             ids = [name for name in ids if name in there]
             metadata = [there[name] for name in ids]
+        if self._unserved and ids:
+            self._index.remove(ids, self._unserved)  # they show what the item was before
         for space, fingerprint in self._fingerprints.items() if ids else ():
             places = range(len(ids))
             if self._which != ALL:  # what is there stays as it is

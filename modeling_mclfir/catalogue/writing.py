@@ -95,12 +95,13 @@ class CatalogueWriter(CatalogueReader):
         which: str,
         settings: FillSettings | None,
         ranks: Ranks,
+        unserved: Sequence[str] = (),
     ) -> FillReport:
         from .filling import FillReport, FillSettings, fill
 
-        whole, before = FillReport(), self._index.num_items()
+        whole, before, settings = FillReport(), self._index.num_items(), settings or FillSettings()
         for source in reversed(sources) if names else ():  # the newest first: it has the photo that counts
-            whole.add(fill(self._index, embedder, source, names, which, settings or FillSettings(), ranks))
+            whole.add(fill(self._index, embedder, source, names, which, settings, ranks, unserved))
             ranks.wait()
         self._index.refresh()
         if ranks.is_first:

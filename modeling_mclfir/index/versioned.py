@@ -152,14 +152,17 @@ class VersionedIndex(IndexWriter):
             self._forget_changed(found, ids, vectors, metadata)
             self._stores.of(found.live).add(ids, vectors, metadata)
 
-    def remove(self, ids: Sequence[str]) -> dict[str, int]:
-        """Remove items from all revisions of every space → space: how many of them its live revision had."""
+    def remove(self, ids: Sequence[str], spaces: str | Sequence[str] | None = None) -> dict[str, int]:
+        """
+        Remove items from all revisions of every space, or of some → space: how many its live revision had of them.
+        """
         ids, removed = checked_ids(ids), {}
         with self._writing() as view:
-            for name, space in view.spaces.items():
-                for stored in space.revisions:
+            for name in view.spaces if spaces is None else view.names(spaces):
+                for stored in view.spaces[name].revisions:
                     count = self._stores.of(stored).remove(ids)
-                    removed[name] = count if stored is space.live else removed.get(name, 0)
+                    is_live = stored is view.spaces[name].live
+                    removed[name] = count if is_live else removed.get(name, 0)
         return removed
 
     def switch(self, spaces: Sequence[str] | None = None, allow_pending: bool = False) -> dict[str, str]:

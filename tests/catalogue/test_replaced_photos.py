@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photos that are replaced, removed and looked through again: no old one comes back, and no new one is lost."""
+
+import numpy as np
+import pytest
+from small_catalogue import photo_name, picture, vectors_of, write_photos
+
+from modeling_mclfir.catalogue import Catalogue, FolderSource
+from modeling_mclfir.catalogue.filling import FillSettings
+
+FILL = FillSettings(batch_size=4, commit_size=8, progress=False)
+
+
+@pytest.fixture
+def catalogue(checkpoints, photos, tmp_path):
+    """Twenty photos, by the first checkpoint."""
+    with Catalogue.create(tmp_path / "index") as found:
+        found.build(str(checkpoints["first"]), FolderSource(photos), fill=FILL)
+        yield found
+
+
+def replacement(tmp_path, number: int = 4) -> FolderSource:
+    """Another photo of the same id: picture 700 + number."""
+    return FolderSource(write_photos(tmp_path / "new", [number], first=700))
+
+
+def assert_shows(catalogue, checkpoint, space: str, name: str, number: int) -> None:
+    expected = vectors_of(checkpoint, [picture(number)])[space]
+    np.testing.assert_allclose(catalogue.index.get(space, [name]).embeds, expected, atol=1e-5)
+
+
+def test_replaced_by_an_earlier_checkpoint_it_leaves_the_spaces_that_this_lacks(checkpoints, photos, tmp_path):
+    later, space = str(checkpoints["later"]), "neckline@spring"
+    with Catalogue.create(tmp_path / "index") as catalogue:
+        catalogue.build(later, FolderSource(photos), fill=FILL)
+        catalogue.add(replacement(tmp_path), str(checkpoints["first"]), fill=FILL)
+        assert catalogue.index.has(space, [photo_name(4), photo_name(5)]) == [False, True]
+        catalogue.backfill(later, fill=FILL)
+        for name in catalogue.index.spaces:
+            assert_shows(catalogue, later, name, photo_name(4), 704)
