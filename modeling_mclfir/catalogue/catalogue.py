@@ -94,7 +94,7 @@ class Catalogue(CatalogueWriter):
         names = embedder.spaces_of(attributes or self.settings.attributes)
         if attributes is not None:
             self._change(lambda settings: settings.with_attributes(attributes))
-        self._land(embedder, names, source)
+        self._land(embedder, names, source, replaces=False)  # photos that are there stay
         return self._filled("build", embedder, [source], names, "missing", fill, ranks)
 
     def add(
@@ -128,7 +128,7 @@ class Catalogue(CatalogueWriter):
         for embedder, names in self._serving(checkpoint, [[name] for name in spaces], fp16):
             # It was chosen because it fits: it does not come before one that is being built.
             known = any(entry["path"] == embedder.checkpoint for entry in self.settings.checkpoints)
-            self._remember(None if known else embedder, source)
+            self._remember(None if known else embedder, source, replaces=not keep_present)
             which = "missing" if keep_present else "all"
             report = self._filled("add", embedder, [source], names, which, fill, ranks, unserved)
             whole = report if whole is None else whole.beside(report)

@@ -24,7 +24,7 @@ class Settings:
     Attributes:
         backend: kind of store and how it is opened; never a token.
         attributes: whose spaces the catalogue has; None: all that a checkpoint brings.
-        sources: descriptions, in the order in which they were last used.
+        sources: descriptions; of several that have an item, the last one has the photo that counts.
         checkpoints: where, kind (of attributes, where none is written), model revision, and space → fingerprint; in
             the order in which they were last built, landed or filled with.
         events: what was done when, oldest first; the last thousand.
@@ -36,8 +36,10 @@ class Settings:
     checkpoints: tuple[dict[str, Any], ...] = ()
     events: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
-    def with_source(self, source: dict[str, Any]) -> "Settings":
-        """The same with a source as the newest."""
+    def with_source(self, source: dict[str, Any], replaces: bool = True) -> "Settings":
+        """The same with a source as the newest; or, where it replaced no photo of others, behind those that count."""
+        if not replaces:
+            return self if source in self.sources else replace(self, sources=(source, *self.sources))
         return replace(self, sources=(*(other for other in self.sources if other != source), source))
 
     @property

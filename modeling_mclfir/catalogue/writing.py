@@ -41,11 +41,11 @@ class CatalogueWriter(CatalogueReader):
                 )
         return self._ranks
 
-    def _land(self, embedder: Embedder, names: Sequence[str], source: Source | None) -> None:
+    def _land(self, embedder: Embedder, names: Sequence[str], source: Source | None, replaces: bool = True) -> None:
         """Open the spaces that are new. All processes may: again, it changes nothing."""
         self._check_unchanged(embedder, names)
         self._index.land([embedder.revisions[name] for name in names], "new_only")
-        self._remember(embedder, source)
+        self._remember(embedder, source, replaces)
 
     def _check_unchanged(self, embedder: Embedder, names: Sequence[str]) -> None:
         live, made = self._index.spaces, embedder.fingerprints
@@ -53,12 +53,12 @@ class CatalogueWriter(CatalogueReader):
         if wrong:
             raise self._refusal(embedder, wrong)
 
-    def _remember(self, embedder: Embedder | None, source: Source | None) -> None:
+    def _remember(self, embedder: Embedder | None, source: Source | None, replaces: bool = True) -> None:
         def change(settings: Settings) -> Settings:
             if embedder is not None:
                 made = embedder.model_type, embedder.model_revision, embedder.fingerprints
                 settings = settings.with_checkpoint(embedder.checkpoint, *made)
-            return settings if source is None else settings.with_source(source.describe())
+            return settings if source is None else settings.with_source(source.describe(), replaces)
 
         self._change(change)
 

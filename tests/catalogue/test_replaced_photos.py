@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Photos that are replaced, removed and looked through again: no old one comes back, and no new one is lost."""
 
+import shutil
+
 import numpy as np
 import pytest
 from small_catalogue import photo_name, picture, vectors_of, write_photos
@@ -38,3 +40,16 @@ def test_replaced_by_an_earlier_checkpoint_it_leaves_the_spaces_that_this_lacks(
         catalogue.backfill(later, fill=FILL)
         for name in catalogue.index.spaces:
             assert_shows(catalogue, later, name, photo_name(4), 704)
+
+
+@pytest.mark.parametrize("again", ["build", "keep_present"])
+def test_a_source_that_replaced_nothing_does_not_count_first(catalogue, checkpoints, photos, tmp_path, again):
+    """What was looked through once more, and left as it was, gives a reindex no photo that others replaced."""
+    catalogue.add(replacement(tmp_path), fill=FILL)
+    if again == "build":
+        catalogue.build(str(checkpoints["first"]), FolderSource(photos), fill=FILL)
+    else:
+        catalogue.add(FolderSource(shutil.copytree(photos, tmp_path / "copy")), keep_present=True, fill=FILL)
+    catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
+    catalogue.switch()
+    assert_shows(catalogue, checkpoints["moved"], "colour@look", photo_name(4), 704)
