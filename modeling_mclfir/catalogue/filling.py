@@ -189,21 +189,19 @@ class _Filling:
         ids = list(self._waiting)
         metadata = [columns for *_, columns in self._waiting.values()]
         if self._which == KNOWN and ids:
-            # One that was removed since it was looked at stays away.
             there = self._index.metadata(ids)
             ids = [name for name in ids if name in there]
             metadata = [there[name] for name in ids]
+        # What is there stays as it is, and what was removed since it was looked at stays away: said by those who look
+        # under the lock.
+        options = {"replace_present": self._which == ALL, "only_known": self._which == KNOWN}
         if self._unserved and ids:
             self._index.remove(ids, self._unserved)  # they show what the item was before
         for space, fingerprint in self._fingerprints.items() if ids else ():
-            places = range(len(ids))
-            if self._which != ALL:  # what is there stays as it is
-                places = [row for row, there in enumerate(self._index.has(space, ids, fingerprint)) if not there]
-            if places:
-                names = [ids[row] for row in places]
-                columns = [metadata[row] | self._waiting[ids[row]][1].get(space, {}) for row in places]
-                rows = np.stack([self._waiting[name][0][space] for name in names])
-                self._index.add(space, names, rows, columns, fingerprint=fingerprint)
+            marks = [self._waiting[name][1].get(space, {}) for name in ids]
+            columns = [shared | own for shared, own in zip(metadata, marks, strict=True)]
+            rows = np.stack([self._waiting[name][0][space] for name in ids])
+            self._index.add(space, ids, rows, columns, fingerprint=fingerprint, **options)
         self._waiting.clear()
 
     def _wanted(self, ids: list[str]) -> list[str]:

@@ -115,6 +115,8 @@ class VersionedIndex(IndexWriter):
         metadata: Sequence[Mapping[str, Any]] | None = None,
         *,
         fingerprint: str,
+        replace_present: bool = True,
+        only_known: bool = False,
     ) -> None:
         """
         Add items to a space; one that is there already takes the old one's place. They are durable on return.
@@ -128,6 +130,8 @@ class VersionedIndex(IndexWriter):
             embeds: (n, D).
             metadata: n mappings; default: none, or in a build those that the live revision has.
             fingerprint: of what made the vectors.
+            replace_present: else items that are there already stay as they are.
+            only_known: items that no live revision of any space has, removed by now, are left out.
 
         Raises:
             ValueError: see `VectorStore.add`; an unknown space, a column that is called "made_by".
@@ -139,6 +143,12 @@ class VersionedIndex(IndexWriter):
             raise ValueError(f"Metadata may not have a column {MADE_BY!r}: the index marks entries of a map with it.")
         with self._writing() as view:
             found = view.space(space)
+            if not replace_present or only_known:
+                places = self._admitted(view, self.stored(space, fingerprint), ids, replace_present, only_known)
+                if not places:
+                    return
+                ids, metadata = [ids[place] for place in places], [metadata[place] for place in places]
+                embeds = np.asarray(embeds)[places]
             if found.building and found.building.fingerprint == fingerprint:
                 if not named:
                     live = get_present(self._stores.of(found.live), ids)

@@ -15,7 +15,7 @@ from .landing import BUILT, OPENED
 from .manifest import IndexManifest, clean_maps, read_index, write_index
 from .policies import MADE_BY
 from .reader import IndexReader
-from .spaces import IncompatibleRevisionError, Link, Space, SpaceRevision
+from .spaces import IncompatibleRevisionError, Link, Space, SpaceRevision, StoredRevision
 from .store import VectorStore
 from .view import View
 
@@ -104,6 +104,21 @@ class IndexWriter(IndexReader):
                 "map would not fit them. Remove them first, or reindex: land the revision under 'full'."
             )
         return False
+
+    def _admitted(
+        self, view: View, target: StoredRevision, ids: list[str], replace_present: bool, only_known: bool
+    ) -> list[int]:
+        """Places of the ids that an `add` may write; see there. Only under the lock, where nobody else removes any."""
+        places = list(range(len(ids)))
+        if not replace_present:
+            there = self._stores.of(target).has(ids)
+            places = [place for place in places if not there[place]]
+        known: set[str] = set()
+        for space in view.spaces.values() if only_known else ():
+            waiting = [ids[place] for place in places if ids[place] not in known]
+            there = self._stores.of(space.live).has(waiting)
+            known |= {name for name, is_there in zip(waiting, there, strict=True) if is_there}
+        return [place for place in places if not only_known or ids[place] in known]
 
     def _forget_changed(self, space: Space, ids: list[str], embeds: np.ndarray, metadata: list[dict]) -> None:
         others = [stored for stored in space.revisions if stored is not space.live]

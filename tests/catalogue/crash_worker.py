@@ -70,8 +70,8 @@ def acknowledge(log: Path) -> None:
     """Note every batch when its `add` has returned: [space, fingerprint, ids] a line."""
     add = VersionedIndex.add
 
-    def noted(self, space, ids, embeds, metadata=None, *, fingerprint):
-        add(self, space, ids, embeds, metadata, fingerprint=fingerprint)
+    def noted(self, space, ids, embeds, metadata=None, *, fingerprint, **options):
+        add(self, space, ids, embeds, metadata, fingerprint=fingerprint, **options)
         with log.open("ab", buffering=0) as file:
             file.write(json.dumps([space, fingerprint, list(ids)]).encode() + b"\n")
 

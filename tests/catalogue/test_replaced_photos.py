@@ -53,3 +53,21 @@ def test_a_source_that_replaced_nothing_does_not_count_first(catalogue, checkpoi
     catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
     catalogue.switch()
     assert_shows(catalogue, checkpoints["moved"], "colour@look", photo_name(4), 704)
+
+
+def test_removed_during_a_reindex_it_stays_away(catalogue, checkpoints, monkeypatch):
+    """Another process removes it while its new vector is on the way to the store."""
+    look = catalogue.index.metadata
+
+    def metadata(names):
+        found = look(names)
+        if photo_name(5) in names:
+            with Catalogue.open(catalogue.folder) as other:
+                other.remove([photo_name(5)])
+        return found
+
+    monkeypatch.setattr(catalogue.index, "metadata", metadata)
+    catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
+    catalogue.switch()
+    names = [photo_name(number) for number in range(20)]
+    assert catalogue.index.knows_any(names) == [number != 5 for number in range(20)]

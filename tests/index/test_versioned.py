@@ -96,6 +96,16 @@ class TestSingleSpace:
         index.roll_back(COLLAR)
         assert index.count(COLLAR) == 59 and index.count(SLEEVE) == 59
 
+    def test_add_may_leave_what_is_there_and_what_is_not_known(self, index):
+        embeds = filled(index, 3, (COLLAR, SLEEVE))[COLLAR]
+        index.remove(["item 0001"])
+        index.add(COLLAR, names(4), unit(4, 7), fingerprint=OLD, replace_present=False, only_known=True)
+        np.testing.assert_array_equal(index.get(COLLAR, ["item 0000", "item 0002"]).embeds, embeds[[0, 2]])
+        assert index.count(COLLAR) == 2
+        index.add(SLEEVE, ["item 0009"], unit(1), fingerprint=OLD)
+        index.add(COLLAR, ["item 0009", "item 0001"], unit(2, 7), fingerprint=OLD, only_known=True)
+        assert index.count(COLLAR) == 3 and index.get(COLLAR, ["item 0009"]).metadata == [{}]
+
     def test_unknown_names(self, index):
         filled(index)
         with pytest.raises(ValueError, match="neither a space nor an attribute 'hem'; spaces: .*collar@tops"):
