@@ -134,7 +134,7 @@ class Catalogue(CatalogueWriter):
             whole = report if whole is None else whole.beside(report)
         if whole is None:
             raise ValueError(f"{self.folder} has no space to add to; `mclfir index build` opens some.")
-        return whole
+        return whole if keep_present else self._add_to_builds(source, whole, fp16, fill, ranks)
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove items from all spaces and revisions → how many of them there were. `build` would bring them back."""
@@ -199,6 +199,8 @@ class Catalogue(CatalogueWriter):
         found = next(outcome for outcome in ranks.gather(found) if outcome)
         if policy != "full":
             return found, None
+        if source is None:  # from here on, whoever adds photos adds them to the build too; others came before
+            sources = self.sources()
         targets = [name for name, outcome in found.items() if outcome in ("building", "opened")]
         targets += [name for name in self._unfilled(embedder, names) if name not in targets]
         return found, self._filled("reindex", embedder, sources, targets, "known", fill, ranks)
@@ -227,6 +229,7 @@ class Catalogue(CatalogueWriter):
         names = embedder.spaces_of(self.settings.attributes)
         if checkpoint is not None and not self._builds(embedder):
             self._land(embedder, names, source)
+        self.refresh()
         sources = self.sources() if source is None else [source]
         targets = self._unfilled(embedder, names)
         return self._filled("backfill", embedder, sources, targets, "known", fill, ranks)

@@ -116,6 +116,27 @@ class CatalogueWriter(CatalogueReader):
         self.refresh()
         return whole
 
+    def _add_to_builds(self, source: Source, whole: FillReport, fp16: bool, fill: FillSettings | None, ranks: Ranks):
+        """
+        Photos that were added, into the revisions that are being built too: whoever builds them goes through sources
+        in which some of the photos may be older ones, and leaves alone what is there.
+        """
+        waiting = self._index.building()
+        for entry in reversed(self.settings.checkpoints):
+            names = [name for name, made in waiting.items() if entry["fingerprints"].get(name) == made]
+            if not names:
+                continue
+            waiting = {name: made for name, made in waiting.items() if name not in names}
+            try:
+                embedder = self._opened(entry["path"], fp16)
+            except (OSError, ValueError) as error:
+                whole.notes.append(f"{names} are being built without these photos, until `backfill`: {error}")
+                continue
+            names = [name for name in names if self._index.building().get(name) == embedder.fingerprints.get(name)]
+            if names:
+                whole = whole.beside(self._filled("add", embedder, [source], names, "all", fill, ranks))
+        return whole
+
     def _finish(self, name: str, fingerprint: str, grown: bool, report: FillReport) -> None:
         if grown or self._index.stored(name, fingerprint).description.spread is None:
             self._index.measure_spread(name, fingerprint=fingerprint)

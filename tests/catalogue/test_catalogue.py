@@ -138,17 +138,24 @@ def test_a_full_reindex_is_built_beside_and_switched(catalogue, checkpoints):
         catalogue.roll_back()
 
 
-def test_an_item_that_changes_during_a_reindex_is_embedded_again(catalogue, checkpoints, tmp_path):
+def test_items_that_change_during_a_reindex_are_embedded_for_both(catalogue, checkpoints, tmp_path):
     catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
     new = write_photos(tmp_path / "new", [4, 30], first=700)
-    catalogue.add(FolderSource(new), fill=FILL)
-    with pytest.raises(ValueError, match="have no vector of 'moved"):
-        catalogue.switch()
-    assert catalogue.backfill(fill=FILL).embedded == 2  # by the checkpoint that is being built
-    catalogue.switch()
+    assert catalogue.add(FolderSource(new), fill=FILL).embedded == 2
+    catalogue.switch()  # nothing is pending
     expected = vectors_of(checkpoints["moved"], [picture(704), picture(730)])["colour@look"]
     found = stored(catalogue, "colour@look", [photo_name(4), photo_name(30)])
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_item_that_is_new_during_a_reindex_is_pending(catalogue, checkpoints, tmp_path):
+    catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
+    new = write_photos(tmp_path / "new", [4, 30], first=700)
+    catalogue.add(FolderSource(new), keep_present=True, fill=FILL)
+    with pytest.raises(ValueError, match="1 items .* have no vector of 'moved"):
+        catalogue.switch()
+    assert catalogue.backfill(fill=FILL).embedded == 1  # by the checkpoint that is being built
+    catalogue.switch()
 
 
 def test_photos_that_are_gone_stay_pending(catalogue, checkpoints, photos, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from small_catalogue import photo_name, picture, vectors_of, write_photos
 
 from modeling_mclfir.catalogue import Catalogue, FolderSource
-from modeling_mclfir.catalogue.filling import FillSettings
+from modeling_mclfir.catalogue.filling import FillSettings, _Filling
 
 FILL = FillSettings(batch_size=4, commit_size=8, progress=False)
 
@@ -71,3 +71,38 @@ def test_removed_during_a_reindex_it_stays_away(catalogue, checkpoints, monkeypa
     catalogue.switch()
     names = [photo_name(number) for number in range(20)]
     assert catalogue.index.knows_any(names) == [number != 5 for number in range(20)]
+
+
+def test_replaced_during_a_reindex_it_is_the_new_one_that_is_built(catalogue, checkpoints, tmp_path, monkeypatch):
+    """Another process adds it while the old one is on the way to the store."""
+    commit, done = _Filling.commit, []
+
+    def committed(filling):
+        if filling._which == "known" and not done:
+            done.append(True)
+            with Catalogue.open(catalogue.folder) as other:
+                other.add(replacement(tmp_path), fill=FILL)
+        commit(filling)
+
+    monkeypatch.setattr(_Filling, "commit", committed)
+    catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
+    catalogue.switch()
+    assert_shows(catalogue, checkpoints["moved"], "colour@look", photo_name(4), 704)
+
+
+def test_added_while_nobody_can_build_it_waits(catalogue, checkpoints, tmp_path):
+    moved = shutil.copytree(checkpoints["moved"], tmp_path / "moved")
+    catalogue.reindex(str(moved), "full", fill=FILL)
+    shutil.rmtree(moved)
+    with Catalogue.open(catalogue.folder) as other:
+        (note,) = other.add(replacement(tmp_path), fill=FILL).notes
+        assert "without these photos" in note and other.index.pending("colour@look") == [photo_name(4)]
+
+
+def test_replaced_just_before_a_reindex_it_is_the_new_one_that_is_built(catalogue, checkpoints, tmp_path):
+    """By another process, since this one looked which sources there are."""
+    with Catalogue.open(catalogue.folder) as other:
+        other.add(replacement(tmp_path), fill=FILL)
+    catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
+    catalogue.switch()
+    assert_shows(catalogue, checkpoints["moved"], "colour@look", photo_name(4), 704)
