@@ -246,19 +246,20 @@ class Catalogue(CatalogueWriter):
 
     def drop(self, revision: str) -> list[str]:
         """
-        Give up a revision that is not live, and its vectors, in every space that has it → these spaces.
+        Give up a revision, and its vectors, in every space that has it and is not answered by it → these spaces.
 
         Raises:
-            ValueError: no space has it; it is live.
+            ValueError: no space has it; it answers in all that have.
         """
-        info = self._index.info()["spaces"]
-        found = [
-            name
-            for name, space in info.items()
-            if any(revision in (entry["model_revision"], entry["fingerprint"]) for entry in space["revisions"])
-        ]
-        if not found:
+        states = {
+            name: entry["state"]
+            for name, space in self._index.info()["spaces"].items()
+            for entry in space["revisions"]
+            if revision in (entry["model_revision"], entry["fingerprint"])
+        }
+        if not states:
             raise ValueError(f"No space has a revision {revision!r}; `mclfir index info` lists them.")
-        for name in found:
+        idle = [name for name, state in states.items() if state != "live"]
+        for name in idle or states:  # of a live one the index tells what is to be done
             self._index.drop(name, revision)
-        return found
+        return idle

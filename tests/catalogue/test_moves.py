@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that change some spaces only: what is switched, rolled back and dropped is theirs."""
+
+import pytest
+import torch
+from small_catalogue import write_checkpoint
+
+from modeling_mclfir import MclfirForImageRetrieval
+from modeling_mclfir.catalogue import Catalogue, FolderSource
+from modeling_mclfir.catalogue.filling import FillSettings
+
+FILL = FillSettings(batch_size=4, commit_size=8, progress=False)
+CUT, LOOK = ["neckline@cut", "sleeve@cut"], ["colour@look"]
+
+
+@pytest.fixture(scope="module")
+def moves(tmp_path_factory):
+    """Three checkpoints: the second one changed the second increment's spaces, the third one those of the first."""
+    folder, found = tmp_path_factory.mktemp("moves"), []
+    for name, heads in (("one", ()), ("two", (1,)), ("three", (1, 0))):
+        path = write_checkpoint(folder / name)
+        model = MclfirForImageRetrieval.from_pretrained(path)
+        for head in heads:
+            generator = torch.Generator().manual_seed(head)
+            for parameter in model.heads[head].parameters():
+                parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        model.save_pretrained(path)
+        found.append(str(path))
+    return found
+
+
+@pytest.fixture
+def catalogue(moves, photos, tmp_path):
+    with Catalogue.create(tmp_path / "index") as found:
+        found.build(moves[0], FolderSource(photos), fill=FILL)
+        yield found
+
+
+def states(catalogue) -> dict[str, list[str]]:
+    spaces = catalogue.info()["spaces"]
+    return {name: [entry["state"] for entry in space["revisions"]] for name, space in spaces.items()}
+
+
+def test_what_answers_in_some_spaces_is_dropped_in_the_others(catalogue, moves):
+    old = catalogue.index.spaces[LOOK[0]].model_revision
+    catalogue.reindex(moves[1], "full", fill=FILL)
+    catalogue.switch()
+    assert catalogue.drop(old) == LOOK
+    assert states(catalogue) == dict.fromkeys(CUT + LOOK, ["live"])
+    with pytest.raises(ValueError, match="is the live revision of 'neckline@cut'"):
+        catalogue.drop(old)
