@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .backends import faiss_backend
 from .settings import Settings, make_settings, read_settings
 from .sources import Source
+from .versions import last_switched
 from .writing import CatalogueWriter
 
 if TYPE_CHECKING:
@@ -239,10 +240,13 @@ class Catalogue(CatalogueWriter):
         return self._index.switch(allow_pending=allow_pending)
 
     def roll_back(self) -> dict[str, dict[str, Any]]:
-        """Undo the last switch of every space that had one. See `VersionedIndex.roll_back`."""
-        info = self._index.info()["spaces"]
-        names = [name for name, space in info.items() if space["roll_back_to"]]
-        return self._index.roll_back(names or list(info))
+        """
+        Undo the last switch that is not undone yet, in all of its spaces. See `VersionedIndex.roll_back`.
+
+        Raises:
+            ValueError: there is none, or what was live before it has been dropped.
+        """
+        return self._index.roll_back(last_switched(self._index.info()))
 
     def drop(self, revision: str) -> list[str]:
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The versioned index of a catalogue: what many items need, a few at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,3 +64,26 @@ class CatalogueIndex(VersionedIndex):
         store = self.store(space, fingerprint)
         if getattr(store, "factory", "Flat") != "Flat":
             store.optimize()
+
+
+def last_switched(info: Mapping[str, Any]) -> list[str]:
+    """
+    Of `VersionedIndex.info`, spaces of the newest switch that was not rolled back since, and can be.
+
+    Raises:
+        ValueError: there is none.
+    """
+    switches: list[set[str]] = []
+    for event in info["history"]:
+        if event["event"] == "switch":
+            switches.append(set(event["spaces"]))
+        for name in event["spaces"] if event["event"] == "roll back" else ():
+            next((names for names in reversed(switches) if name in names), set()).discard(name)
+    for names in reversed(switches):
+        able = [name for name, space in info["spaces"].items() if name in names and space["roll_back_to"]]
+        if able:
+            return able
+    raise ValueError(
+        f"There is no switch to undo in {info['folder']}: none was made, all are undone, or what was live before has "
+        "been dropped."
+    )

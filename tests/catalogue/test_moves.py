@@ -49,3 +49,18 @@ def test_what_answers_in_some_spaces_is_dropped_in_the_others(catalogue, moves):
     assert states(catalogue) == dict.fromkeys(CUT + LOOK, ["live"])
     with pytest.raises(ValueError, match="is the live revision of 'neckline@cut'"):
         catalogue.drop(old)
+
+
+def test_a_roll_back_undoes_one_switch_after_the_other(catalogue, moves):
+    before = {name: one.fingerprint for name, one in catalogue.index.spaces.items()}
+    with pytest.raises(ValueError, match="no switch to undo"):
+        catalogue.roll_back()
+    for checkpoint, spaces in ((moves[1], LOOK), (moves[2], CUT)):
+        catalogue.reindex(checkpoint, "full", fill=FILL)
+        assert sorted(catalogue.switch()) == spaces
+    assert sorted(catalogue.roll_back()) == CUT
+    assert catalogue.index.spaces[LOOK[0]].fingerprint != before[LOOK[0]]
+    assert sorted(catalogue.roll_back()) == LOOK
+    assert {name: one.fingerprint for name, one in catalogue.index.spaces.items()} == before
+    with pytest.raises(ValueError, match="no switch to undo"):
+        catalogue.roll_back()
