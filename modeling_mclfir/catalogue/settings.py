@@ -3,11 +3,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..index.durable import flush_folder, locked, make_folder, write_file
+from ..index.manifest import IndexManifest, read_index
 from ..index.spaces import now
 
 SETTINGS = "catalogue.json"
@@ -92,10 +94,11 @@ def read_settings(folder: Path) -> Settings:
 
 def make_settings(folder: Path, settings: Settings) -> Settings:
     """
-    Write the settings of a new catalogue; where there is one, its own.
+    Write the settings of a new catalogue; where there is one, its own. Of one without a space yet, whose first build
+    failed for its backend say, the backend is changed.
 
     Raises:
-        ValueError: the one that is there has another backend, or the folder holds something else.
+        ValueError: the one that is there has entries in another backend, or the folder holds something else.
     """
     if not (folder / SETTINGS).exists():
         others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -105,8 +108,13 @@ def make_settings(folder: Path, settings: Settings) -> Settings:
         with locked(folder, LOCK_TIMEOUT):
             if not (folder / SETTINGS).exists():  # another process may have been quicker
                 _write(folder, settings)
-    found = read_settings(folder)
-    other = {key: value for key, value in settings.backend.items() if found.backend.get(key) != value}
+    with locked(folder, LOCK_TIMEOUT) if _other(read_settings(folder), settings) else nullcontext():
+        found = read_settings(folder)
+        other = _other(found, settings)
+        if other and not _has_spaces(folder):
+            found = replace(found, backend=dict(settings.backend))
+            _write(folder, found)
+            return found
     if other:
         raise ValueError(
             f"The catalogue in {folder} is kept with {found.backend}; got {other}. Leave these flags out, or build "
@@ -123,6 +131,16 @@ def change_settings(folder: Path, change: Callable[[Settings], Settings]) -> Set
         if after != before:
             _write(folder, after)
         return after
+
+
+def _other(found: Settings, wanted: Settings) -> dict[str, Any]:
+    """What is wanted of a backend that is not as it was found."""
+    return {key: value for key, value in wanted.backend.items() if found.backend.get(key) != value}
+
+
+def _has_spaces(folder: Path) -> bool:
+    text = read_index(folder)
+    return text is not None and bool(IndexManifest.from_json(text, folder).spaces)
 
 
 def _write(folder: Path, settings: Settings) -> None:

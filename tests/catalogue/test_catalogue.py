@@ -306,6 +306,17 @@ def test_folders_that_are_no_catalogues(tmp_path):
         Catalogue.create(tmp_path)
 
 
+def test_a_backend_that_was_misspelt_is_named_again(checkpoints, photos, tmp_path):
+    checkpoint, folder = str(checkpoints["first"]), tmp_path / "index"
+    with pytest.raises(ValueError, match="no index 'HNSV8'"):
+        with Catalogue.create(folder, faiss_backend("HNSV8")) as catalogue:
+            catalogue.build(checkpoint, FolderSource(photos), fill=FILL)
+    with Catalogue.create(folder, faiss_backend("HNSW8")) as catalogue:
+        assert catalogue.build(checkpoint, FolderSource(photos), fill=FILL).embedded == 20
+    with pytest.raises(ValueError, match="is kept with .*HNSW8"):
+        Catalogue.create(folder, faiss_backend("HNSW16"))
+
+
 def test_no_secret_is_written_down(tmp_path):
     for uri, options in (("http://me:secret@host:19530", {}), ("http://host", {"password": "secret"})):
         with pytest.raises(ValueError, match="--token.*MCLFIR_MILVUS_TOKEN"):
