@@ -120,8 +120,7 @@ class FaissStore(VectorStore):
         Raises:
             ValueError: the factory needs more entries to learn from than there are.
         """
-        with self._shared.writing():
-            self._shared.optimize()
+        self._shared.optimize()
 
     def search(
         self, embeds: np.ndarray, k: int, filter: Filter | None = None, exclude: Sequence[str] = ()

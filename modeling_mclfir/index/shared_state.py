@@ -3,7 +3,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,9 @@ class SharedState:
     ):
         self._folder, self._settings, self._lock_timeout = folder, settings, lock_timeout
         self._file = None if folder is None else ManifestFile(folder)
-        self._guard = threading.RLock()
+        # A thread that writes takes its turn before the guard: while it waits for another process, or builds an index,
+        # other threads search.
+        self._turn, self._guard = threading.Lock(), threading.RLock()
         self._text: bytes | None = None  # of the manifest that `state` is
         self._is_clean = self._closed = False
         self.state: State | None = None
@@ -87,17 +89,19 @@ class SharedState:
     @contextmanager
     def writing(self) -> Iterator[State]:
         """The state as it stands, while nobody else writes. TimeoutError: another writer holds it for too long."""
-        with self._guard:
-            if self._folder is None:
+        with self._only_writer(), self._guard:
+            yield self.state
+
+    @contextmanager
+    def _only_writer(self) -> Iterator[None]:
+        """The state is as it stands, and nobody else writes; others of this process read."""
+        with self._turn, nullcontext() if self._folder is None else locked(self._folder, self._lock_timeout):
+            with self._guard:
                 self._refresh()
-                yield self.state
-                return
-            with locked(self._folder, self._lock_timeout):
-                self._refresh()
-                if not self._is_clean:  # nobody else is writing: what no manifest names was cut off
-                    clean(self._folder)
+                if self._folder is not None and not self._is_clean:
+                    clean(self._folder)  # nobody else is writing: what no manifest names was cut off
                     self._is_clean = True
-                yield self.state
+            yield
 
     def commit(self, batch: Batch) -> None:
         """Add a batch and end what it ends; durable when it returns. Only while `writing`."""
@@ -111,7 +115,7 @@ class SharedState:
             state.rows.append(batch)
             state.manifest, self._text = manifest, text
         if approximate.is_flat(state.manifest.factory) and state.rows.num_ended > len(state.rows) + _ENDED_ROWS:
-            self.optimize()
+            self._optimize()
         elif self._folder is not None:
             merged = folder_state.merge_small(self._folder, state.manifest)
             if merged != state.manifest:
@@ -121,13 +125,18 @@ class SharedState:
                 clean(self._folder)
 
     def optimize(self) -> None:
-        """See `FaissStore.optimize`. Only while `writing`."""
+        """See `FaissStore.optimize`."""
+        with self._only_writer():
+            self._optimize()
+
+    def _optimize(self) -> None:
         if self.state.is_optimal(self._settings):
             return
         try:
             state = folder_state.optimized(self.state, self._folder, self._settings)
-            text = None if self._folder is None else write_manifest(self._folder, state.manifest)
-            self.state, self._text = state, text
+            with self._guard:
+                text = None if self._folder is None else write_manifest(self._folder, state.manifest)
+                self.state, self._text = state, text
         finally:
             if self._folder is not None:
                 clean(self._folder)

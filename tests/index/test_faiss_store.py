@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import faiss
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from store_contract import COLOURS, StoreContract, assert_best, assert_holds, fill, vectors
 
-from modeling_mclfir.index import FaissStore, durable, exact, folder_state, rows, segments
+from modeling_mclfir.index import FaissStore, approximate, durable, exact, folder_state, rows, segments
 from modeling_mclfir.index.store import checked_filter, matches
 
 DIM = 16
@@ -406,6 +407,39 @@ def test_a_writer_does_not_wait_for_ever(tmp_path):
         assert_holds(store, model)
     store.add(["new"], np.ones((1, DIM)))
     assert store.count() == 41
+
+
+@pytest.mark.parametrize("work", ["add", "optimize"])
+def test_threads_search_while_one_waits_or_builds(tmp_path, monkeypatch, work):
+    """For another process to finish its writing, or for an index; here until the search is done."""
+    store = FaissStore(tmp_path, DIM, "HNSW8")
+    fill(store)
+    busy, searched, build = threading.Event(), threading.Event(), approximate.build
+
+    def held(*arguments):
+        busy.set()
+        assert searched.wait(60)
+        return build(*arguments)
+
+    monkeypatch.setattr(approximate, "build", held)
+    lock = FileLock(tmp_path / durable.LOCK)
+    if work == "add":
+        lock.acquire()
+        busy.set()
+        writer = threading.Thread(target=store.add, args=(["new"], np.ones((1, DIM))))
+    else:
+        writer = threading.Thread(target=store.optimize)
+    writer.start()
+    assert busy.wait(60)
+    time.sleep(0.2)  # so that the writer is inside
+    reader = threading.Thread(target=lambda: (store.search(np.ones((1, DIM)), 3), store.count(), searched.set()))
+    reader.start()
+    was_searched = searched.wait(10)
+    searched.set()
+    lock.release()
+    writer.join()
+    reader.join()
+    assert was_searched and store.count() == (41 if work == "add" else 40)
 
 
 @pytest.mark.parametrize(
