@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a FAISS store is at one moment, and how it comes from its folder and goes back there."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from .segments import (
     write_segment,
 )
 
+logger = logging.getLogger(__name__)
 _BASE_LEVEL = 99  # of what `optimize` writes: never put together with others
 _MERGED = 8
 _MERGED_BYTES = 2**30
@@ -208,10 +210,17 @@ def _with_index(folder: Path, manifest: Manifest, settings: Settings, built: App
 
 def _read_index(folder: Path, manifest: Manifest, settings: Settings) -> ApproximateIndex | None:
     if manifest.index is not None:
-        index = approximate.read(folder / f"{manifest.index.name}.faiss", settings.mmap)
-        if index.ntotal != manifest.index.rows:
-            raise ValueError(f"The index of {folder} holds {index.ntotal} rows instead of {manifest.index.rows}.")
-        return settings.index(index, manifest.index.exact)
+        path = folder / f"{manifest.index.name}.faiss"
+        # While the vectors are there, an index is no more than a quicker way to them.
+        try:
+            index = approximate.read(path, settings.mmap)
+            if index.ntotal == manifest.index.rows:
+                return settings.index(index, manifest.index.exact)
+            reason = f"it holds {index.ntotal} rows instead of {manifest.index.rows}"
+        except ValueError as error:
+            reason = str(error)
+        logger.warning("%s is damaged (%s): searched exactly, until optimize() builds it anew", path, reason)
+        return None
     base = [segment for segment in manifest.segments if segment.level == _BASE_LEVEL]
     if not base or not _needs_index(manifest.factory, settings) or not approximate.is_flat(manifest.factory):
         return None

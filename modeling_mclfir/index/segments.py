@@ -212,12 +212,19 @@ def read_segment(folder: Path, segment: Segment, dim: int) -> Batch:
         FileNotFoundError: it is not there (any more).
         ValueError: the files do not hold what the manifest says.
     """
-    with pa.memory_map(str(folder / f"{segment.name}.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
+    embeds, name = np.zeros((0, dim), dtype=np.float32), f"{segment.name}.arrow"
+    try:
+        with pa.memory_map(str(folder / name)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        if segment.rows:
+            name = f"{segment.name}.npy"
+            embeds = np.load(folder / name, mmap_mode="r")
+    except (ValueError, EOFError) as error:  # Arrow's errors are ValueErrors
+        raise ValueError(
+            f"{folder / name} is damaged, cut short perhaps ({error}). Take a copy of the folder; without one, fill "
+            "the store anew."
+        ) from error
     ended = np.frombuffer((table.schema.metadata or {}).get(b"ended", b""), dtype="<i8")
-    embeds = np.zeros((0, dim), dtype=np.float32)
-    if segment.rows:
-        embeds = np.load(folder / f"{segment.name}.npy", mmap_mode="r")
     if len(table) != segment.rows or embeds.shape != (segment.rows, dim):
         raise ValueError(
             f"Segment {segment.name} of {folder} should hold {segment.rows} vectors of {dim}; its files hold "

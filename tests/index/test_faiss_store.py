@@ -398,6 +398,34 @@ def test_files_that_are_damaged_or_gone(tmp_path):
         store.count()
 
 
+@pytest.mark.parametrize("size", [0, 10, 200, -1])
+@pytest.mark.parametrize("suffix", ["npy", "arrow"])
+def test_files_that_are_cut_short_are_named(tmp_path, suffix, size):
+    with FaissStore(tmp_path, DIM) as store:
+        fill(store)
+    (path,) = tmp_path.glob(f"*.{suffix}")
+    os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        FaissStore(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 60, -1])
+def test_without_its_index_a_store_is_searched_exactly_and_builds_it_anew(tmp_path, caplog, size):
+    with FaissStore(tmp_path, DIM, "HNSW8") as store:
+        model = fill(store)
+        store.optimize()
+    (path,) = tmp_path.glob("*.faiss")
+    os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    with FaissStore(tmp_path) as store:
+        assert f"{path.name} is damaged" in caplog.text
+        assert_holds(store, model)
+        store.optimize()
+    caplog.clear()
+    with FaissStore(tmp_path) as store:
+        assert_holds(store, model)
+    assert not caplog.text
+
+
 def test_a_writer_does_not_wait_for_ever(tmp_path):
     store = FaissStore(tmp_path, DIM, lock_timeout=0.1)
     model = fill(store)
