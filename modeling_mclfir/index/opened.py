@@ -83,9 +83,10 @@ class OpenIndex:
         """How many entries the live revision of a space has."""
         view = self._view
         live = view.space(space).live
-        found = self._stores.of(live).count(filter)
-        self._stores.check_kept(view, [live])
-        return found
+        try:
+            return self._stores.of(live).count(filter)
+        finally:
+            self._stores.check_kept(view, [live])
 
     def scroll_pending(self, space: str, reference: str | None = None) -> Iterator[list[str]]:
         """

@@ -71,12 +71,14 @@ class IndexReader(OpenIndex):
         live = [view.spaces[name].live for name in names]
         ranked = self._ranked(live, vectors, own, weights, filter, exclude)
         rows = np.arange(len(vectors[0]))
-        if distinct is None:
-            found = ranked(rows, k)
-        else:
-            live.append(view.space(distinct[0]).live)
-            found = distinct_results(ranked, len(rows), k, self._stores.of(live[-1]), distinct[1])
-        self._stores.check_kept(view, live)
+        try:
+            if distinct is None:
+                found = ranked(rows, k)
+            else:
+                live.append(view.space(distinct[0]).live)
+                found = distinct_results(ranked, len(rows), k, self._stores.of(live[-1]), distinct[1])
+        finally:  # of a store that was deleted meanwhile, too
+            self._stores.check_kept(view, live)
         return SearchResult([ids for ids, _ in found], [scores for _, scores in found])
 
     def map_queries(self, space: str, queries: np.ndarray, fingerprint: str) -> np.ndarray:
@@ -109,8 +111,12 @@ class IndexReader(OpenIndex):
         store = self._stores.of(stored)
 
         def batches() -> Iterator[IndexEntries]:
-            for batch in store.scroll(batch_size, filter):
-                yield index_entries(found.name, stored, batch)
+            try:
+                for batch in store.scroll(batch_size, filter):
+                    yield index_entries(found.name, stored, batch)
+            except FileNotFoundError:
+                self._stores.check_kept(view, [stored])
+                raise
             self._stores.check_kept(view, [stored])
 
         return batches()

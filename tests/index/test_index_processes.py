@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -49,6 +50,20 @@ class TestSeveralProcesses:
                     answers(one)
             with pytest.raises(IncompatibleRevisionError, match="has been dropped"):
                 reader.count(COLLAR)
+
+    def test_a_reader_of_what_was_deleted_is_told(self, tmp_path):
+        """As a catalogue does it: the store goes with its folder."""
+        folder, drop = tmp_path / "index", lambda name: shutil.rmtree(tmp_path / "stores" / name)
+        with VersionedIndex(folder, stores(tmp_path), drop) as index:
+            filled(index)
+            with IndexReader(folder, stores(tmp_path)) as reader:
+                answers(reader)
+                index.land([revision(fingerprint=NEW)], "full")
+                index.switch(allow_pending=True)
+                index.drop(COLLAR, OLD)
+                for call in (answers, lambda one: one.count(COLLAR), lambda one: list(one.export(COLLAR))):
+                    with pytest.raises(IncompatibleRevisionError, match=r"has been dropped .*; call refresh\(\)"):
+                        call(reader)
 
     def test_an_add_under_what_another_process_switched_away_is_refused(self, index, tmp_path):
         filled(index)
