@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..index.manifest import is_named
 from ..index.store import VectorStore
 from .settings import LOCK_TIMEOUT
 
@@ -57,12 +58,19 @@ def open_backend(
     settings = {name: value for name, value in backend.items() if name != "kind"}
     if backend["kind"] == "faiss":
         from ..index.faiss_store import FaissStore
+        from ..index.segments import read_manifest
 
         stores = folder / "stores"
-        return (
-            lambda name, dim: FaissStore(stores / name, dim, lock_timeout=LOCK_TIMEOUT, **settings),
-            lambda name: shutil.rmtree(stores / name, ignore_errors=True),
-        )
+
+        def made(name: str, dim: int) -> VectorStore:
+            if read_manifest(stores / name) is None and is_named(folder, name):
+                raise FileNotFoundError(
+                    f"{stores / name} is gone, which the catalogue keeps vectors in: it was deleted, or not copied "
+                    "with the rest. Put it back; or build a catalogue in another folder."
+                )
+            return FaissStore(stores / name, dim, lock_timeout=LOCK_TIMEOUT, **settings)
+
+        return made, lambda name: shutil.rmtree(stores / name, ignore_errors=True)
     if backend["kind"] == "milvus":
         return _open_milvus(settings, folder, token or os.environ.get(TOKEN, ""))
     raise ValueError(f"There is no backend {backend['kind']!r}; expected faiss or milvus.")

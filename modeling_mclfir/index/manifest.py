@@ -68,6 +68,12 @@ def read_index(folder: Path) -> bytes | None:
         return None
 
 
+def is_named(folder: Path, store: str) -> bool:
+    """Whether the index says that a revision's vectors are in a store of this name: then it was made before."""
+    text = read_index(folder)
+    return text is not None and store in IndexManifest.from_json(text, folder).stores()
+
+
 def write_index(folder: Path, manifest: IndexManifest) -> bytes:
     """Put a manifest in the old one's place → its bytes. When it returns, it is durable."""
     text = manifest.to_json()

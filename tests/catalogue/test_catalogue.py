@@ -317,6 +317,13 @@ def test_a_backend_that_was_misspelt_is_named_again(checkpoints, photos, tmp_pat
         Catalogue.create(folder, faiss_backend("HNSW16"))
 
 
+def test_a_store_that_is_gone_is_not_made_anew(catalogue):
+    shutil.rmtree(next((catalogue.folder / "stores").glob("space_colour*")))
+    with Catalogue.open(catalogue.folder) as found:
+        with pytest.raises(FileNotFoundError, match="space_colour.* is gone"):
+            found.search(items=[photo_name(1)], attributes=["colour"])
+
+
 def test_no_secret_is_written_down(tmp_path):
     for uri, options in (("http://me:secret@host:19530", {}), ("http://host", {"password": "secret"})):
         with pytest.raises(ValueError, match="--token.*MCLFIR_MILVUS_TOKEN"):
