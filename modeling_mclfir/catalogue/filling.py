@@ -150,6 +150,9 @@ class _Filling:
         self._unserved = list(unserved) if which == ALL else []
         self._settings, self._ranks = settings, ranks
         self._fingerprints = {name: embedder.revisions[name].fingerprint for name in spaces}
+        # Items on their way from the source to the index: of an id that comes twice the first row counts, wherever
+        # a kill fell; of photos that take others' places the last.
+        self._taken: set[str] = set()
         # Item → its vectors and marks, one a space, and its metadata.
         self._waiting: dict[str, tuple[dict[str, np.ndarray], dict[str, dict[str, float]], dict[str, Any]]] = {}
 
@@ -158,7 +161,10 @@ class _Filling:
         ranks = self._ranks
         for items in self._source.batches(self._settings.batch_size, ranks.rank, ranks.num_ranks):
             bad: list[tuple[str, str]] = []
-            named = {item.id: item for item in items if _is_named(item, bad)}
+            named: dict[str, Item] = {}
+            for item in items:
+                if _is_named(item, bad) and (self._which == ALL or item.id not in named):
+                    named[item.id] = item
             wanted = [named[name] for name in self._wanted(list(named))]
             decoded = pool.map(self._pixels, [(item, item.load()) for item in wanted])
             kept = []
@@ -167,6 +173,7 @@ class _Filling:
                     bad.append((pixels.cause, item.where))
                 else:
                     kept.append((item, pixels))
+            self._taken.update(item.id for item, _ in kept)
             yield {
                 "seen": len(items),
                 "bad": bad,
@@ -202,11 +209,13 @@ class _Filling:
             columns = [shared | own for shared, own in zip(metadata, marks, strict=True)]
             rows = np.stack([self._waiting[name][0][space] for name in ids])
             self._index.add(space, ids, rows, columns, fingerprint=fingerprint, **options)
+        self._taken.difference_update(self._waiting)  # from here on the index has them
         self._waiting.clear()
 
     def _wanted(self, ids: list[str]) -> list[str]:
         if self._which == ALL or not ids:
             return ids
+        ids = [name for name in ids if name not in self._taken]  # before the index is asked, which may get them now
         if self._which == KNOWN:
             ids = [name for name, known in zip(ids, self._index.knows_any(ids), strict=True) if known]
         missing: set[str] = set()

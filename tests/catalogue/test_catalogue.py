@@ -253,7 +253,7 @@ def test_rows_without_ids_and_ids_that_come_twice(checkpoints, tmp_path):
         fill = FillSettings(4, 8, 0.5, progress=False)
         report = catalogue.build(str(checkpoints["first"]), ParquetSource(tmp_path / "items.parquet"), fill=fill)
         assert report.bad.counts == {"no_id": 1} and report.embedded == 2
-        expected = vectors_of(checkpoints["first"], [picture(3)])["colour@look"]
+        expected = vectors_of(checkpoints["first"], [picture(2)])["colour@look"]
         np.testing.assert_allclose(stored(catalogue, "colour@look", ["b"]), expected, atol=1e-5)
 
 

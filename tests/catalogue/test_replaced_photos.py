@@ -2,12 +2,15 @@
 """Photos that are replaced, removed and looked through again: no old one comes back, and no new one is lost."""
 
 import shutil
+from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from small_catalogue import photo_name, picture, vectors_of, write_photos
+from small_catalogue import contents, photo_name, picture, vectors_of, write_photos
 
-from modeling_mclfir.catalogue import Catalogue, FolderSource
+from modeling_mclfir.catalogue import Catalogue, FolderSource, ParquetSource
 from modeling_mclfir.catalogue.filling import FillSettings, _Filling
 
 FILL = FillSettings(batch_size=4, commit_size=8, progress=False)
@@ -106,3 +109,22 @@ def test_replaced_just_before_a_reindex_it_is_the_new_one_that_is_built(catalogu
     catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
     catalogue.switch()
     assert_shows(catalogue, checkpoints["moved"], "colour@look", photo_name(4), 704)
+
+
+def test_of_an_id_that_comes_twice_the_first_row_counts_wherever_a_kill_fell(checkpoints, photos, tmp_path):
+    paths, first = [str(photos / photo_name(number)) for number in range(8)], str(checkpoints["first"])
+    pq.write_table(pa.table({"id": list("abcdafgh"), "image": paths}), tmp_path / "items.parquet")
+    source, found = ParquetSource(tmp_path / "items.parquet"), []
+    for kill in (False, True):
+        with Catalogue.create(tmp_path / f"index {kill}") as catalogue:
+            if kill:  # when the first batch was written
+                catalogue.build(first, Beginning(tmp_path / "items.parquet"), fill=FILL)
+            catalogue.build(first, source, fill=FILL)
+            assert_shows(catalogue, first, "colour@look", "a", 0)
+            found.append(contents(catalogue.index))
+    assert found[0] == found[1]
+
+
+class Beginning(ParquetSource):
+    def items(self):
+        return islice(super().items(), 4)
