@@ -139,6 +139,8 @@ class Catalogue(CatalogueWriter):
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove items from all spaces and revisions → how many of them there were. `build` would bring them back."""
+        if isinstance(ids, str):
+            raise ValueError(f"ids must be several texts; got one, {ids!r}. Write [{ids!r}].")
         removed, rest = 0, iter(dict.fromkeys(ids))
         while some := list(islice(rest, _REMOVED)):
             removed += sum(self._index.knows_any(some))

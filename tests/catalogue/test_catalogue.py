@@ -324,6 +324,11 @@ def test_a_store_that_is_gone_is_not_made_anew(catalogue):
             found.search(items=[photo_name(1)], attributes=["colour"])
 
 
+def test_one_text_is_no_list_of_ids(catalogue):
+    with pytest.raises(ValueError, match=r"Write \['001.png'\]"):
+        catalogue.remove(photo_name(1))
+
+
 def test_no_secret_is_written_down(tmp_path):
     for uri, options in (("http://me:secret@host:19530", {}), ("http://host", {"password": "secret"})):
         with pytest.raises(ValueError, match="--token.*MCLFIR_MILVUS_TOKEN"):
