@@ -2,7 +2,8 @@
 """Bring your own data: a folder of images with a CSV or Parquet of attributes.
 
 Expected in --source: the images; labels.csv or labels.parquet (one row an image: its path in the folder, and one
-column an attribute; an empty cell where it is not known). If they are there, these are used as well:
+column an attribute; an empty cell where it is not known; a column "caption" has texts about the images, in Parquet
+maybe a list of them). If they are there, these are used as well:
   split.csv        columns image and split (train, val, query or gallery); images not in it are left out.
                    Without it: a column "split" of the labels, else a split by hash of product id or image name.
   increments.json  such as [{"name": "shape", "attributes": ["category", "fit"]}, ...]; else one of all attributes.
@@ -24,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> DatasetSummary:
     command.add_argument("--split", type=Path, default=None, help="split file, as a path or inside --source")
     command.add_argument("--increments", type=Path, default=None, help="increments.json to use")
     command.add_argument("--image-column", default="image", help='column with the image paths (default: "image")')
-    command.add_argument("--caption-column", default=None, help="column with a text about the image")
+    command.add_argument(
+        "--caption-column", nargs="+", default=None, metavar="COLUMN",
+        help='columns with texts about the image, or lists of them (default: "caption" and "captions", if there)',
+    )  # fmt: skip
     command.add_argument("--product-id-column", default=None, help="column with the product's id")
     command.add_argument(
         "--attributes", nargs="+", default=None, metavar="COLUMN", help="columns that are attributes (default: others)"

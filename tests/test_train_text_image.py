@@ -4,13 +4,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from launching import launch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import assert_equal_runs, stopped_after, weights
 from tiny_text_runs import SETTINGS, TEXT, pair_arguments, train_pairs, write_tiny_clip, write_tiny_siglip
 
+import train_mclfir
 from modeling_mclfir.continual import METHODS
 from modeling_mclfir.training.arguments import parse_arguments
 
@@ -227,6 +230,26 @@ def test_features_of_both_towers_are_distilled(tiny_data, tmp_path):
     report = train_pairs(tiny_data, tmp_path / "run", **settings)
     check_figures(report)
     assert report["loss"][-1]["distillation"] > 0
+
+
+def test_a_folder_of_photos_with_captions_is_one_increment(tmp_path):
+    """No increments.json, no flag but the folder: the column "caption" is what is learned."""
+    photos, colours = tmp_path / "photos", ["red", "green", "blue", "black"]
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["image,brand,caption,split"]
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(photos / f"{number}.png")
+        split = ("train", "train", "query", "gallery")[number % 4]
+        lines.append(f"{number}.png,b{number % 2},a {colours[number // 6]} shirt of kind {number},{split}")
+    (photos / "labels.csv").write_text("\n".join(lines))
+    path = pair_arguments(photos, tmp_path / "run", epochs=1)[1]
+    report = train_mclfir.main(["--recipe", path, "--output_dir", str(tmp_path / "run")])
+    assert report["finished"] and report["increments"] == ["all"]
+    assert (tmp_path / "run" / "indexed" / "all.safetensors").is_file()
+    (photos / "labels.csv").write_text("\n".join(line.replace("caption", "words") for line in lines))
+    with pytest.raises(ValueError, match="no captions in split 'train'.*--caption-column"):
+        train_mclfir.main(["--recipe", path, "--output_dir", str(tmp_path / "other")])
 
 
 def test_increments_that_are_no_domains(tiny_data, tmp_path):

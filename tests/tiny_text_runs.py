@@ -23,6 +23,7 @@ SETTINGS = {
     "task": "text-image",
     "text_encoder": TEXT,
     "vocabulary_size": 200,
+    "head_start": "random",
     "embed_dim": 8,
     "num_adapted_text_blocks": 1,
     "epochs": 2,

@@ -15,6 +15,14 @@ COMMANDS = {
     "study-index": ("modeling_mclfir.cli.study_index", "reindex policies compared on a training run's increments"),
     "prepare": ("modeling_mclfir.cli.prepare", "a data set from its raw form to Parquet shards (data_scripts)"),
 }
+_AGAIN = "The same command goes on where it stopped."
+_GOES_ON = {
+    "train": "With --resume the same command goes on from its last checkpoint.",
+    "index": _AGAIN,
+    "study": _AGAIN,
+    "study-index": _AGAIN,
+    "prepare": _AGAIN,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,6 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     command = importlib.import_module(COMMANDS[name][0])
     try:
         command.main(rest)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nstopped. {_GOES_ON.get(name, '')}\n")
+        sys.exit(130)  # as a shell has it
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

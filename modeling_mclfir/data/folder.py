@@ -16,8 +16,10 @@ from .annotations import Again, Annotations, SourceImage, image_path
 from .images import BadRows
 from .increments import increments_keys, load_increments, read_increments_json
 from .labels import LabelFile, find_labels, open_labels
-from .schema import SPLITS
+from .schema import FURTHER_COLUMNS, SPLITS
 
+# A column of such a name has captions where nothing else is said of it.
+CAPTION_COLUMNS = ("caption", "captions")
 # Shares of the split that is made where none is given, in percent, in the order of SPLITS.
 SPLIT_PERCENT = (60, 10, 8, 22)
 SplitRule = Callable[[Mapping[str, "str | None"]], "str | None"]
@@ -32,7 +34,7 @@ class _Layout:
     split_of: SplitRule
     attributes: tuple[str, ...]
     image_column: str
-    caption_column: str | None
+    caption_columns: tuple[str, ...]
     product_id_column: str | None
     known_values: dict[str, set[str]]
 
@@ -40,12 +42,27 @@ class _Layout:
         """The rows of a split, in the order of the label file."""
         for _, cells in self.table.rows():
             if self.cause(cells) is None and self.split_of(cells) == split:
-                yield {
+                captions = self.captions(cells)
+                row = {
                     "image": SourceImage(self.source, cells[self.image_column]),
                     "attributes": {name: cells[name] for name in self.attributes},
-                    "caption": cells[self.caption_column] if self.caption_column else None,
+                    "caption": captions[0] if captions else None,
                     "product_id": cells[self.product_id_column] if self.product_id_column else None,
                 }
+                yield row | ({"captions": captions} if self.has_several_captions else {})
+
+    @property
+    def has_several_captions(self) -> bool:
+        """Whether an image may have more than one."""
+        return len(self.caption_columns) > 1 or not self.table.lists.isdisjoint(self.caption_columns)
+
+    def captions(self, cells: Mapping[str, str | list[str] | None]) -> list[str]:
+        """All captions of an image, in the order of their columns, each once."""
+        found: dict[str, None] = {}
+        for name in self.caption_columns:
+            cell = cells[name]
+            found |= dict.fromkeys(cell if isinstance(cell, list) else [] if cell is None else [cell])
+        return list(found)
 
     def cause(self, cells: Mapping[str, str | None] | None) -> str | None:
         """Why a row cannot be used, as far as the label file tells."""
@@ -67,7 +84,7 @@ def read_folder(
     *,
     split: str | os.PathLike | None = None,
     image_column: str = "image",
-    caption_column: str | None = None,
+    caption_column: str | Sequence[str] | None = None,
     product_id_column: str | None = None,
     attributes: Sequence[str] | None = None,
     increments: str | os.PathLike | Sequence | Mapping | None = None,
@@ -86,7 +103,8 @@ def read_folder(
         split: CSV with the columns image and split (default: split.csv in the folder, else a column "split" of the
             labels, else a split by hash of the product id or image name: 60/10/8/22 percent).
         image_column: column with the image's path inside the folder.
-        caption_column: column with a text about the image.
+        caption_column: column or columns with texts about the image; a Parquet column may hold a list of them
+            (default: "caption" and "captions", those that are there).
         product_id_column: column with the product's id; rows of a product stay in one split.
         attributes: columns that are attributes (default: all others).
         increments: path or content of an increments.json (default: the one in the folder, else one increment of all).
@@ -100,14 +118,20 @@ def read_folder(
     """
     source = Path(source)
     table = find_labels(source, labels)
-    table.require([image_column, caption_column, product_id_column, *(attributes or ())])
+    captions = _caption_columns(table, caption_column, attributes)
+    table.require([image_column, *captions, product_id_column, *(attributes or ())])
     rule, split_column = _split_rule(source, table, split, image_column, product_id_column)
     if attributes is None:
-        others = {image_column, caption_column, product_id_column, split_column}
+        others = {image_column, *captions, product_id_column, split_column}
         attributes = [name for name in table.columns if name not in others]
+    if lists := sorted(table.lists - set(captions)):
+        raise ValueError(
+            f"{table.path}: the cells of {', '.join(lists)} are lists, but an attribute has one value an image. "
+            "Columns of captions are named by --caption-column."
+        )
     content = _find_increments(source, increments, attributes)
     known = _find_values(source, known_values, attributes)
-    layout = _Layout(source, table, rule, tuple(attributes), image_column, caption_column, product_id_column, known)
+    layout = _Layout(source, table, rule, tuple(attributes), image_column, captions, product_id_column, known)
     bad_rows = BadRows() if bad_rows is None else bad_rows
     counts = _count(layout, bad_rows)
     left_out = counts.pop(None, 0)
@@ -121,10 +145,19 @@ def read_folder(
         increments=content,
         splits={split: Again(layout.rows, split) for split in SPLITS},
         counts={split: counts[split] for split in SPLITS},
+        columns={"captions": FURTHER_COLUMNS["captions"]} if layout.has_several_captions else {},
         notes=[f"{left_out} rows are left out: the split file does not name them."] if left_out else [],
         bad_rows=bad_rows,
         keep_duplicates=keep_duplicates,
     )
+
+
+def _caption_columns(
+    table: LabelFile, given: str | Sequence[str] | None, attributes: Sequence[str] | None
+) -> tuple[str, ...]:
+    if given is None:
+        return tuple(name for name in CAPTION_COLUMNS if name in table.columns and name not in (attributes or ()))
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _count(layout: _Layout, bad_rows: BadRows) -> Counter[str | None]:

@@ -18,13 +18,18 @@ class LabelFile:
     Attributes:
         path: of the file.
         columns: names, in order.
+        lists: those whose cells are lists; Parquet has them.
     """
 
     path: Path
     columns: tuple[str, ...]
+    lists: frozenset[str] = frozenset()
 
-    def rows(self) -> Iterator[tuple[str, dict[str, str | None] | None]]:
-        """Yields (place, cells) for every row; an empty cell is None, a malformed row is None as a whole."""
+    def rows(self) -> Iterator[tuple[str, dict[str, str | list[str] | None] | None]]:
+        """
+        Yields (place, cells) for every row; an empty cell is None, a malformed row is None as a whole. Cells of the
+        columns in `lists` are lists of texts.
+        """
         read = _parquet_rows if self.path.suffix == ".parquet" else _csv_rows
         return read(self.path, self.columns)
 
@@ -69,12 +74,16 @@ def open_labels(path: Path) -> LabelFile:
     """
     if path.suffix not in (".csv", ".tsv", ".txt", ".parquet"):
         raise ValueError(f"{path}: expected a .csv, .tsv or .parquet file of labels")
+    lists = frozenset()
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            columns = list(pq.read_schema(path).names)
+            schema = pq.read_schema(path)
+            columns = list(schema.names)
+            kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+            lists = frozenset(part.name for part in schema if any(kind(part.type) for kind in kinds))
         except pa.ArrowException as error:
             raise ValueError(f"{path} is not a Parquet file ({error})") from error
     else:
@@ -86,7 +95,7 @@ def open_labels(path: Path) -> LabelFile:
         raise ValueError(f"{path} has columns of the same name: {', '.join(map(repr, twice))}; rename one of each")
     if "" in columns:
         raise ValueError(f"{path}: column {columns.index('') + 1} has no name; name it in the first line")
-    return LabelFile(path, tuple(columns))
+    return LabelFile(path, tuple(columns), lists)
 
 
 def _delimiter(line: str) -> str:
@@ -139,7 +148,9 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, d
                 yield f"{path.name} row {number}", {name: _text(row[name]) for name in columns}
 
 
-def _text(value: object) -> str | None:
+def _text(value: object) -> str | list[str] | None:
+    if isinstance(value, list):
+        return [text for part in value if (text := _text(part)) is not None] or None
     if value is None or value != value:  # NaN is the null of pandas
         return None
     if isinstance(value, bytes):

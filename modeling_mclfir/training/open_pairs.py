@@ -26,32 +26,44 @@ def open_pairs(args, output_dir: Path, seed: int, accelerator: Accelerator) -> T
             scored on.
     """
     folder, tables, bad_rows = open_tables(args, output_dir, seed, accelerator)
-    args = replace(args, increments_key=args.increments_key or _key_of_domains(args, folder))
-    domains = read_increments(args, folder, tables["train"].attributes)
-    others = [increment.name for increment in domains if increment.attributes]
-    if others:
-        raise ValueError(
-            f"increments {others} name attributes; text-image retrieval learns domains, entries of \"name\" and "
-            "\"where\" alone. Choose such a list with --increments_key, or write one and name it with --increments."
-        )
-    increments = [
-        replace(domain, attributes=(TASK,), new_values=place > 0) for place, domain in enumerate(domains)
-    ]
     sides = test_tables(tables, args.evaluate_on)
+    splits = {"train": [tables["train"]], "query and gallery" if args.evaluate_on == "query" else "val": sides}
+    for split, parts in splits.items():
+        if not any(any(table.all_captions) for table in parts):
+            raise ValueError(
+                f"--dataset {args.dataset} has no captions in split {split!r}. In a folder of images they are the "
+                "column 'caption' of the labels, or another one: python -m data_scripts.folder --caption-column NAME."
+            )
+    domains = _read_domains(args, folder, tables["train"])
+    increments = [replace(domain, attributes=(TASK,), new_values=place > 0) for place, domain in enumerate(domains)]
     for increment in increments:
-        for what, parts in (("train", [tables["train"]]), (args.evaluate_on, sides)):
+        for split, parts in splits.items():
             if not sum(len(pair_rows(increment, table)) for table in parts):
+                count = sum(len(select_rows(increment, table)) for table in parts)
                 raise ValueError(
-                    f"increment {increment.name!r} has no image with a caption in split {what!r} "
-                    f"({increment.to_dict().get('where')}). Mend its 'where', or leave the increment out."
+                    f"increment {increment.name!r} ({increment.to_dict().get('where')}) has no image with a caption "
+                    f"in split {split!r}: {count} images are its own there. Mend its 'where', the captions or the "
+                    "split, or leave the increment out."
                 )
     return TrainingData(args.dataset, folder, tables, increments, bad_rows)
 
 
-def _key_of_domains(args, folder: Path) -> str | None:
-    """The data sets' own files call their list of domains so."""
+def _read_domains(args, folder: Path, table: ImageTable) -> list[Increment]:
     source = args.increments if args.increments is not None else folder / "increments.json"
-    return DOMAINS if DOMAINS in increments_keys(read_increments_json(source)) else None
+    content, names = read_increments_json(source), list(table.attributes)
+    # What a folder of images gets that brings no list of its own.
+    if content in ([], [{"name": "all", "attributes": names}]):
+        return [Increment("all", ())]
+    # The data sets' own files call their list of domains so.
+    key = args.increments_key or (DOMAINS if DOMAINS in increments_keys(content) else None)
+    domains = read_increments(replace(args, increments_key=key), folder, table.attributes)
+    if others := [increment.name for increment in domains if increment.attributes]:
+        raise ValueError(
+            f'increments {others} name attributes; text-image retrieval learns domains, entries of "name" and '
+            '"where" alone, as {"name": "tops", "where": {"line": ["tops"]}}. Choose such a list with '
+            "--increments_key, or write one and name it with --increments."
+        )
+    return domains
 
 
 def test_tables(tables: dict[str, ImageTable], evaluate_on: str) -> list[ImageTable]:

@@ -77,3 +77,15 @@ def test_help_lists_the_commands(capsys):
     main([])
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("train", "embed", "tag", "attend", "prepare"))
+
+
+def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(monkeypatch, capsys):
+    from modeling_mclfir.cli import main as module
+
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_mclfir.cli.train.main", stopped)
+    with pytest.raises(SystemExit) as error:
+        module.main(["train"])
+    assert error.value.code == 130 and "--resume" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 import json
 from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rows_for_tests import picture, write_csv
@@ -132,6 +133,35 @@ def test_parquet_labels(photos):
     splits = rows_of(read_folder(photos, **OPTIONS))
     row = named(splits, "images/3.jpg")
     assert row["attributes"] == {"colour": "red", "size": None} and row["product_id"] == "1"
+
+
+def test_a_column_called_caption_has_captions(photos):
+    header, lines = labels_of(photos)
+    write_labels(photos, header.replace("title", "caption"), lines)
+    dataset = read_folder(photos)
+    assert "caption" not in dataset.attributes and not dataset.columns
+    assert named(rows_of(dataset), "images/3.jpg")["caption"] == "number 3"
+    # Unless it is said to be an attribute.
+    assert read_folder(photos, attributes=["caption"]).attributes == ("caption",)
+
+
+def test_several_captions_of_an_image(photos):
+    header, lines = labels_of(photos)
+    more = ["more", ""] * len(lines)
+    write_labels(photos, f"{header},other", [f"{line},{text}" for line, text in zip(lines, more, strict=False)])
+    dataset = read_folder(photos, caption_column=["title", "other"])
+    assert {len(row["captions"]) for rows in rows_of(dataset).values() for row in rows} == {1, 2}
+    row = named(rows_of(dataset), "images/4.jpg")
+    assert row["caption"] == row["captions"][0] == "number 4" and row["captions"][1] == "more"
+    (photos / "labels.csv").unlink()
+    texts = [["a", "b", "a"], [], ["c", " "], None]
+    table = pa.table({"image": [f"images/{n}.jpg" for n in range(4)], "captions": texts, "colour": ["red"] * 4})
+    pq.write_table(table, photos / "labels.parquet")
+    dataset = read_folder(photos)
+    found = {row["image"].listed: row["captions"] for rows in rows_of(dataset).values() for row in rows}
+    assert [found[f"images/{n}.jpg"] for n in range(4)] == [["a", "b"], [], ["c"], []]
+    with pytest.raises(ValueError, match="captions are lists.*--caption-column"):
+        read_folder(photos, caption_column=[])
 
 
 def test_oddities_of_csv_files(tmp_path):

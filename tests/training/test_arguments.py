@@ -81,3 +81,21 @@ def test_an_unknown_flag():
 
 def test_defaults_are_sound():
     assert RunArguments().batch_size % 2 == 0 and DataArguments().max_bad_fraction == 0.01
+
+
+def test_captions_of_two_towers_begin_with_a_solved_space():
+    flags = ["--task", "text-image", "--trunk", "t", "--text_encoder", "e"]
+    model, _, run = parse_arguments(flags)
+    assert (run.head_start, run.learning_rate, model.embed_dim) == ("ridge", 1e-4, 128)
+    _, _, run = parse_arguments([*flags, "--head_start", "random", "--epochs", "7"])
+    assert (run.head_start, run.epochs) == ("random", 7)
+    # A pair of towers has a space already; attributes have no captions.
+    assert parse_arguments(flags[:4])[2].head_start == parse_arguments(flags[2:4])[2].head_start == "random"
+
+
+def test_help_tells_the_defaults_without_a_recipe(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: mclfir train") and "size of an embedding (default: 32)" in text
+    assert "head_start is ridge" in text
