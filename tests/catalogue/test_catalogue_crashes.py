@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills at random moments; `python tests/benchmarks/catalogue_crashes.py` does many more."""
+"""Kills at random moments; `python tests/benchmarks/index_crashes.py` does many more."""
 
 import json
 import os
