@@ -95,4 +95,8 @@ def _open_milvus(settings: dict[str, Any], folder: Path, token: str):
         finally:
             connection.close()
 
-    return lambda name, dim: MilvusStore(uri, name, dim, token=token, **settings), drop
+    def made(name: str, dim: int) -> VectorStore:
+        # One that the index names has held vectors: a server that was reset must not pass for an empty catalogue.
+        return MilvusStore(uri, name, dim, token=token, must_exist=is_named(folder, name), **settings)
+
+    return made, drop

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,9 +88,11 @@ class Catalogue(CatalogueWriter):
             fp16: half precision, on a GPU.
 
         Raises:
+            FileNotFoundError: the source has no photo.
             IncompatibleRevisionError: the catalogue has a space with vectors of something else: reindex.
             ValueError: an unknown attribute, too many unusable photos.
         """
+        source.check_not_empty()
         ranks, embedder = self.ranks, self._opened(checkpoint, fp16)
         names = embedder.spaces_of(attributes or self.settings.attributes)
         if attributes is not None:
@@ -137,13 +139,21 @@ class Catalogue(CatalogueWriter):
             raise ValueError(f"{self.folder} has no space to add to; `mclfir index build` opens some.")
         return whole if keep_present else self._add_to_builds(source, whole, fp16, fill, ranks)
 
-    def remove(self, ids: Iterable[str]) -> int:
-        """Remove items from all spaces and revisions → how many of them there were. `build` would bring them back."""
+    def remove(self, ids: Iterable[str], *, on_unknown: Callable[[list[str]], None] | None = None) -> int:
+        """
+        Remove items from all spaces and revisions → how many of them there were. `build` would bring them back.
+
+        Args:
+            on_unknown: is told ids of no item, some at a time.
+        """
         if isinstance(ids, str):
             raise ValueError(f"ids must be several texts; got one, {ids!r}. Write [{ids!r}].")
         removed, rest = 0, iter(dict.fromkeys(ids))
         while some := list(islice(rest, _REMOVED)):
-            removed += sum(self._index.knows_any(some))
+            known = self._index.knows_any(some)
+            removed += sum(known)
+            if on_unknown is not None and not all(known):
+                on_unknown([name for name, is_there in zip(some, known, strict=True) if not is_there])
             self._index.remove(some)
         self._change(lambda settings: settings.with_event("remove", items=removed))
         return removed

@@ -19,6 +19,7 @@ from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
 from ..training.fingerprint import space_fingerprints
 from ..training.memory import keep_freed_memory
+from .checkpoint_folder import check_folder
 from .searching import Fusion
 
 Inputs = dict[str, torch.Tensor]
@@ -85,12 +86,11 @@ class Embedder(ABC):
         Load a checkpoint, onto the GPU where there is one.
 
         Raises:
-            FileNotFoundError: a folder is meant that is not there; what else it may be, only the Hub knows.
+            FileNotFoundError: see `check_folder`.
             ValueError: a checkpoint of something else; one without its processor.
         """
         checkpoint, folder = str(checkpoint), Path(checkpoint)
-        if not folder.exists() and (folder.is_absolute() or checkpoint.startswith(".") or len(folder.parts) > 2):
-            raise FileNotFoundError(f"--checkpoint {checkpoint}: no such folder; expected an increment-XX of a run.")
+        check_folder(checkpoint)
         kind = _kind_of(checkpoint)
         keep_freed_memory()
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,7 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -22,7 +22,7 @@ def contact_sheet(
     query_name: str,
     hits: Sequence[Hit],
     images: Sequence[Image.Image | None],
-    attributes: Sequence[str],
+    weights: Mapping[str, float],
     path: str | os.PathLike,
 ) -> None:
     """
@@ -31,15 +31,16 @@ def contact_sheet(
     Args:
         query: a photo, None where it is not to be had; or a caption.
         images: of the hits; None where the photo is not to be had.
-        attributes: that were searched; under a photo stand the values of theirs that the catalogue knows.
+        weights: attribute that was searched → what it counted for; under a photo stand the values of theirs that the
+            catalogue knows.
     """
-    values = [_values(hit, attributes) for hit in hits]
+    values = [_values(hit, list(weights)) for hit in hits]
     lines = 2 + max(map(len, values), default=0)
     columns = min(_COLUMNS, len(hits) + 1)
     rows = -(-(len(hits) + 1) // columns)
     width, height = columns * (_WIDTH + 0.15) + 0.15, rows * (_HEIGHT + lines * _CAPTION + 0.15) + _TITLE
     figure = Figure(figsize=(width, height))
-    title = f"Like {query_name} in {', '.join(attributes)}"
+    title = title_of(query_name, weights)
     figure.text(0.15 / width, 1 - 0.3 / height, short(title, int(13 * width)), weight="bold", size=11, color=TEXT)
     cells = [(query, ["query", query_name])]
     cells += [
@@ -67,6 +68,13 @@ def contact_sheet(
             bold = "bold" if line == 0 else "normal"
             figure.text(left / width, below, short(word, 27), size=7.5, color=TEXT if line == 0 else GREY, weight=bold)
     write_png(figure, path)
+
+
+def title_of(query_name: str, weights: Mapping[str, float]) -> str:
+    """What was looked for; weights are named where not all are 1."""
+    plain = all(weight == 1 for weight in weights.values())
+    names = [name if plain else f"{name} × {weight:g}" for name, weight in weights.items()]
+    return f"Like {query_name} in {', '.join(names)}"
 
 
 def _write(axes, caption: str | None) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 from ..index.spaces import IncompatibleRevisionError
 from ..index.store import Filter
 from .backends import open_backend
+from .filters import resolved
 from .searching import Hit, SearchPlan, hits_of, plan_search, search
 from .settings import ATTRIBUTES, LOCK_TIMEOUT, Settings, read_settings
 from .sources import Item, Source
+from .standing import check_spreads, is_first_build, unfinished
 from .versions import CatalogueIndex
 
 
@@ -25,6 +27,7 @@ class CatalogueReader:
             self.folder, *open_backend(self.settings.backend, self.folder, token), lock_timeout=LOCK_TIMEOUT
         )
         self._embedders: dict[tuple[str, bool], Any] = {}
+        self._columns: dict[str, dict[str, str]] = {}  # store → column as users write it → as it is there
 
     @property
     def index(self) -> CatalogueIndex:
@@ -35,6 +38,7 @@ class CatalogueReader:
         """Take up what other processes landed, switched or remembered since."""
         self.settings = read_settings(self.folder)
         self._index.refresh()
+        self._columns.clear()
 
     def search(
         self,
@@ -63,7 +67,8 @@ class CatalogueReader:
             attributes: to be alike in, or spaces by name; default: all.
             texts: or captions, in a catalogue of a text-image checkpoint, whose spaces are of the attribute "text".
             weights: one an attribute, in their order or by name; default 1.
-            where: column → value or values, only items of these.
+            where: column → value or values, only items of these; `line` is `attributes.line` where there is no
+                other `line`.
             exclude: ids never to be found.
             include_self: an item that is the query is found, too.
             distinct: of results whose vectors are more alike than this cosine, only the best: over all spaces, or
@@ -71,8 +76,9 @@ class CatalogueReader:
             checkpoint: that embeds photos and captions; default: the one that was used last and fits.
 
         Raises:
-            ValueError: none or several kinds of queries, an unknown attribute or item, another number of weights,
-                captions for a model of attributes.
+            ValueError: none or several kinds of queries, an unknown attribute or item, a column that no item has,
+                another number of weights, captions for a model of attributes; a search in several spaces of which
+                some are not filled to the end.
             IncompatibleRevisionError: a checkpoint that makes other vectors than the entries.
             BadImage: a photo that cannot be used.
         """
@@ -81,7 +87,13 @@ class CatalogueReader:
         if len(given) != 1 or isinstance(texts, str):
             wrong = "one text alone" if isinstance(texts, str) else " and ".join(given) or "none"
             raise ValueError(f"Search by photos, items or captions: one list of images, items or texts; got {wrong}.")
-        plan = self.plan(attributes, weights)
+        plan, images = self.plan(attributes, weights), None if images is None else list(images)
+        if not len(next(queries for queries in (images, items, texts) if queries is not None)):
+            return []
+        if len(plan.spaces) > 1 and not self._is_one_task:
+            check_spreads(self._index, self.settings, plan.spaces)
+        if where is not None:
+            where = self._resolved(where, plan.spaces[0])
         fingerprints, fusions, queries = None, {}, items
         if items is None:
             queries, fusions, fingerprints = self._embedded(images, texts, plan, checkpoint)
@@ -99,8 +111,13 @@ class CatalogueReader:
         self, attributes: Sequence[str] | None = None, weights: Sequence[float] | Mapping[str, float] | None = None
     ) -> SearchPlan:
         """The spaces that a search over attributes is in, and what to know about them."""
-        is_one_task = self.settings.model_type not in (None, ATTRIBUTES)
-        return plan_search(self._index, attributes, weights, is_one_task)
+        plan, lacking = plan_search(self._index, attributes, weights, self._is_one_task), self._unfinished()
+        if is_first_build(self._index, lacking):
+            plan.notes.append(
+                "the build is not finished, and only what it has embedded so far is found; the same "
+                "`mclfir index build` goes on"
+            )
+        return plan
 
     def photos(self, ids: Sequence[str], missing: bool = True) -> dict[str, Item]:
         """
@@ -146,7 +163,9 @@ class CatalogueReader:
         found, items = self._index.info(), self._index.num_items()
         for space in found["spaces"].values():
             space["share_filled"] = space["entries"] / items if items else 1.0
-        return found | {"items": items} | asdict(self.settings)
+        lacking = self._unfinished()
+        found |= {"items": items, "unfinished": lacking, "is_built": not is_first_build(self._index, lacking)}
+        return found | asdict(self.settings)
 
     def export(self, path: str | Path, attributes: Sequence[str] | None = None, progress: bool = True) -> int:
         """Write the entries of some attributes, or of all, as Parquet → number of rows; see `export_parquet`."""
@@ -204,6 +223,17 @@ class CatalogueReader:
 
     def _device(self):
         return None
+
+    @property
+    def _is_one_task(self) -> bool:
+        return self.settings.model_type not in (None, ATTRIBUTES)
+
+    def _unfinished(self) -> list[str]:
+        return unfinished(self._index, self.settings)
+
+    def _resolved(self, where: Filter, space: str) -> Filter:
+        known = self._columns.setdefault(self._index.stored(space).store, {})
+        return resolved(self._index.store(space), where, known)
 
     def _fitting(self, units: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:
         found, waiting = [], list(units)

@@ -16,6 +16,8 @@ from .versions import CatalogueIndex
 DISTINCT_COSINE = 0.99
 # Items of each space that are looked at where an item's best space counts: of a catalogue that is no larger, all.
 _LOOKED_AT = 1000
+# Of a space that is filled and has too few different vectors to know its own.
+_NO_SPREAD = 1.0
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,10 @@ class Hit:
     """
     Attributes:
         id: of the item.
-        score: the larger, the better; of one space an inner product, of several a weighted sum, or, of captions and
-            images, the logarithm of how much likelier than another one the item is what was looked for.
+        score: the larger, the better. Of one space the cosine, at most 1. Of several the sum of the cosines, each
+            times its weight and divided by its space's spread (how much scores of different items differ there): it
+            grows with the number of attributes. Of captions and images the logarithm of how much likelier than
+            another item this one is what was looked for. Scores of one search can be compared, no others.
         metadata: column → value.
     """
 
@@ -136,7 +140,7 @@ def space_weights(
         return None
     found: dict[str, float | np.ndarray] = {name: weight for name, weight in plan.weights.items()}
     for names in plan.routed.values():
-        spreads = [index.spaces[name].spread or 1.0 for name in names]
+        spreads = [index.spaces[name].spread or _NO_SPREAD for name in names]
         scale = 1.0
         if len(plan.weights) > 1:
             # The weights of a photo sum to 1, so that the sum of its factors is 1 over a spread as the model has it.
@@ -182,6 +186,7 @@ def search(
             filter=where,
             exclude=exclude,
             include_self=include_self,
+            unknown_spread=_NO_SPREAD,
         )
         return list(zip(found.ids, found.scores, strict=True))
 

@@ -15,7 +15,7 @@ from ..index.spaces import now
 SETTINGS = "catalogue.json"
 ATTRIBUTES = "mclfir"  # model_type of checkpoints of attributes
 _FORMAT = 1
-_KEPT_EVENTS = 1000
+KEPT_EVENTS = 1000
 # Seconds to wait for another writer: it may have a whole space's vectors to look at.
 LOCK_TIMEOUT = 600.0
 
@@ -64,7 +64,7 @@ class Settings:
 
     def with_event(self, event: str, **details: Any) -> "Settings":
         """The same and one event more."""
-        return replace(self, events=(*self.events, {"time": now(), "event": event} | details)[-_KEPT_EVENTS:])
+        return replace(self, events=(*self.events, {"time": now(), "event": event} | details)[-KEPT_EVENTS:])
 
 
 def read_settings(folder: Path) -> Settings:

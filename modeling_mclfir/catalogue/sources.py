@@ -45,6 +45,12 @@ class Source(ABC):
     def items(self) -> Iterator[Item]:
         """Every item."""
 
+    def check_not_empty(self) -> None:
+        """FileNotFoundError: there is no item. Where only a whole pass would tell, nothing is said."""
+        if self.count() == 0:
+            there = self.describe()
+            raise FileNotFoundError(f"No photo found in {there.get('path', there.get('name'))}: it has no row.")
+
     def batches(self, size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[list[Item]]:
         """
         Items in batches of `size`, every `num_ranks`-th of them: whatever is embedded lies in the same batch, however
@@ -90,6 +96,11 @@ class FolderSource(Source):
         """In the order of names, folder by folder."""
         for file in self._files(self.path):
             yield self._item(file)
+
+    def check_not_empty(self) -> None:
+        """As far as the first photo."""
+        if next(self._files(self.path), None) is None:
+            raise FileNotFoundError(f"No photo found in {self.path} or its folders ({', '.join(SUFFIXES)}).")
 
     def find(self, ids: Collection[str]) -> dict[str, Item]:
         """By their paths."""

@@ -12,7 +12,7 @@ from ..index.versioned import VersionedIndex
 
 # Metadata of an entry: how like what its space was learned from the photo looks to the model.
 SPACE_FIT = "mclfir.space_fit"
-_MARKS = MADE_BY, SPACE_FIT
+MARKS = MADE_BY, SPACE_FIT
 
 
 class CatalogueIndex(VersionedIndex):
@@ -46,7 +46,7 @@ class CatalogueIndex(VersionedIndex):
             waiting = [name for name in ids if name not in found]
             there = [name for name, is_there in zip(waiting, self.has(space, waiting), strict=True) if is_there]
             for name, (_, columns) in get_present(self.store(space), there).items():
-                found[name] = {column: value for column, value in columns.items() if column not in _MARKS}
+                found[name] = {column: value for column, value in columns.items() if column not in MARKS}
         return found
 
     def fits(self, space: str, ids: Sequence[str]) -> list[float]:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens a finished checkpoint, for the commands that use one."""
 
-from pathlib import Path
-
 import torch
 from transformers import PreTrainedConfig
 
+from ..catalogue.checkpoint_folder import check_folder
 from ..configuration_mclfir import MclfirConfig
 from ..configuration_mclfir_text import MclfirTextImageConfig
 from ..modeling_mclfir import MclfirForImageRetrieval
@@ -20,7 +19,7 @@ def open_checkpoint(checkpoint: str) -> tuple[MclfirForImageRetrieval, MclfirIma
     The model, in eval mode and where there is a GPU on it, and its processor.
 
     Raises:
-        FileNotFoundError: a folder is meant that is not there; what else it may be, only the Hub knows.
+        FileNotFoundError: see `check_folder`.
         ValueError: a checkpoint of another kind.
     """
     check_kind(checkpoint, MclfirConfig.model_type, "attribute retrieval")
@@ -53,16 +52,7 @@ def check_kind(checkpoint: str, model_type: str, task: str) -> None:
         FileNotFoundError: as `open_checkpoint`.
         ValueError: another `model_type` in its configuration; `task` is what the message calls the right one.
     """
-    _check(checkpoint)
+    check_folder(checkpoint)
     found = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
     if found != model_type:
         raise ValueError(f"{checkpoint} is a checkpoint of {found!r}, but must be one of {task} ({model_type!r}).")
-
-
-def _check(checkpoint: str) -> None:
-    folder = Path(checkpoint)
-    if folder.exists() or not (folder.is_absolute() or checkpoint.startswith(".") or len(folder.parts) > 2):
-        return
-    others = sorted(path.name for path in folder.parent.glob("increment-*")) if folder.parent.is_dir() else []
-    found = f"{folder.parent} has {', '.join(others)}" if others else f"{folder.parent} has no increment-XX"
-    raise FileNotFoundError(f"--checkpoint {checkpoint}: no such folder; {found}.")

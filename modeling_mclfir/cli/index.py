@@ -10,6 +10,7 @@ from .index_parser import parser
 from .index_tables import info_text, search_text
 
 _MODULE = "modeling_mclfir.cli.index"
+_MOST_NAMED = 5
 _FILLING = ("build", "add", "backfill", "reindex")
 
 
@@ -45,11 +46,14 @@ def _start_all(arguments: list[str]) -> bool:
 
 def _build(args: argparse.Namespace) -> None:
     from ..catalogue import Catalogue
+    from ..catalogue.checkpoint_folder import check_folder
 
-    with Catalogue.create(args.index, backend_of(args), args.token) as catalogue:
-        report = catalogue.build(
-            args.checkpoint, source_of(args), args.attributes, fp16=args.fp16, fill=fill_settings(args)
-        )
+    # Before anything is written.
+    backend, source, fill = backend_of(args), source_of(args), fill_settings(args)
+    source.check_not_empty()
+    check_folder(args.checkpoint)
+    with Catalogue.create(args.index, backend, args.token) as catalogue:
+        report = catalogue.build(args.checkpoint, source, args.attributes, fp16=args.fp16, fill=fill)
         _tell_filled(catalogue, report)
 
 
@@ -69,8 +73,18 @@ def _remove(args: argparse.Namespace) -> None:
     if not args.ids and args.ids_file is None:
         raise ValueError("Name what goes: --ids A B, or --ids_file FILE of one id a line.")
     with _opened(args) as catalogue:
-        removed = catalogue.remove(_ids(args))
+        count, some = 0, []
+
+        def unknown(ids: list[str]) -> None:
+            nonlocal count
+            count += len(ids)
+            some.extend(ids[: _MOST_NAMED - len(some)])
+
+        removed = catalogue.remove(_ids(args), on_unknown=unknown)
         _tell(f"{removed:,} items removed; {catalogue.index.num_items():,} are left: {args.index}")
+        if count:
+            more = " …" if count > len(some) else ""
+            _tell(f"{count:,} {'id is' if count == 1 else 'ids are'} of no item: {', '.join(some)}{more}")
 
 
 def _ids(args: argparse.Namespace):
@@ -96,7 +110,7 @@ def _search(args: argparse.Namespace) -> None:
             distinct=distinct,
             checkpoint=args.checkpoint,
         )[0]
-        plan = catalogue.plan(args.attributes)
+        plan = catalogue.plan(args.attributes, args.weights)
         for note in plan.notes:
             _tell(note)
         if args.json:
@@ -105,10 +119,10 @@ def _search(args: argparse.Namespace) -> None:
         else:
             sys.stdout.write(search_text(hits, list(plan.weights)))
         if args.picture is not None:
-            _draw(args, catalogue, hits, list(plan.weights))
+            _draw(args, catalogue, hits, plan.weights)
 
 
-def _draw(args: argparse.Namespace, catalogue, hits, attributes: list[str]) -> None:
+def _draw(args: argparse.Namespace, catalogue, hits, weights: dict[str, float]) -> None:
     from ..catalogue.picture import contact_sheet
     from ..data.images import BadImage, decode_image
 
@@ -127,7 +141,7 @@ def _draw(args: argparse.Namespace, catalogue, hits, attributes: list[str]) -> N
     else:
         query = picture(args.image) if args.item is None else images.pop()
         name = args.image.name if args.item is None else args.item
-    contact_sheet(query, name, hits, images, attributes, args.picture)
+    contact_sheet(query, name, hits, images, weights, args.picture)
     _tell(str(args.picture))
 
 
@@ -187,13 +201,13 @@ def _switch_to(catalogue, args: argparse.Namespace) -> None:
 def _roll_back(args: argparse.Namespace) -> None:
     with _opened(args) as catalogue:
         for space, found in catalogue.roll_back().items():
-            counts = f"{found['entries']:,} entries ({found['entries_before']:,} before)"
-            _tell(f"{space}: {found['model_revision']}, {counts}")
+            told = f"{found['model_revision']} answers again, with {found['entries']:,} items"
+            _tell(f"{space}: {told}; what answered until now has {found['entries_before']:,}")
 
 
 def _drop(args: argparse.Namespace) -> None:
     with _opened(args) as catalogue:
-        _tell(f"{args.revision} is dropped from {', '.join(catalogue.drop(args.revision))}")
+        _tell(f"{args.revision} is dropped from {', '.join(catalogue.drop(args.revision))}: its vectors are deleted")
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def backend_of(args: argparse.Namespace) -> dict[str, Any] | None:
 def filter_of(texts: Sequence[str]) -> dict[str, list[Value]] | None:
     """
     `COLUMN=VALUE` texts as a filter: several of one column are any of these. A value that reads as a number or a
-    truth value is looked for as such, and as text.
+    truth value is looked for as such, and as text; one that no column can hold (NaN, more than 64 bits) as text only.
 
     Raises:
         ValueError: a text that is none.
@@ -134,9 +135,15 @@ def filter_of(texts: Sequence[str]) -> dict[str, list[Value]] | None:
         values = found.setdefault(column, [])
         values.append(value)
         read = {"True": True, "False": False}.get(value, _plain(value))
-        if isinstance(read, bool | int | float):
+        if _fits(read):
             values.append(read)
     return found or None
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and -(2**63) <= value < 2**63  # a truth value is an int
 
 
 def _plain(text: str) -> Any:

@@ -12,16 +12,25 @@ On several processes or GPUs: accelerate launch --num_processes N -m modeling_mc
 (build, add, backfill and reindex share the work; on a machine without GPUs add --cpu.)"""
 
 
+_SCORE = """\
+score: the larger, the better. In one attribute it is the cosine, at most 1. In several it is the sum of the cosines,
+each times its weight and divided by its space's spread (see `info`), so that it grows with the number of attributes.
+Of captions it is a log-likelihood ratio: how much likelier than another item this one is what was looked for. Scores
+can be compared within one search only."""
+_INFO = """\
+filled: share of the catalogue's items that have their vector. spread: standard deviation of the cosines of different
+items in the space; searches in several attributes divide by it, so that no space outweighs another one."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Of all verbs."""
     form = argparse.RawDescriptionHelpFormatter
     found = argparse.ArgumentParser(prog="mclfir index", description=_ABOUT, formatter_class=form)
     verbs = found.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, about: str) -> argparse.ArgumentParser:
-        one = verbs.add_parser(
-            name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    def verb(name: str, about: str, more: str | None = None) -> argparse.ArgumentParser:
+        form = argparse.ArgumentDefaultsHelpFormatter
+        one = verbs.add_parser(name, help=about, description=about, epilog=more, formatter_class=form)
         add_common_flags(one)
         return one
 
@@ -42,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ids", nargs="+", help="of items")
     one.add_argument("--ids_file", type=Path, help="text file, an id a line")
 
-    one = verb("search", "find items like a photo or an item, in some attributes, or by a caption")
+    one = verb("search", "find items like a photo or an item, in some attributes, or by a caption", _SCORE)
     _add_search_flags(one)
 
     one = verb("reindex", "take up a new checkpoint, and say what becomes of the old vectors")
@@ -70,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     verb("roll_back", "undo the last switch")
     one = verb("drop", "give up a revision that does not answer, and its vectors")
     one.add_argument("--revision", required=True, help="its name in `info`")
-    one = verb("info", "what the catalogue consists of")
+    one = verb("info", "what the catalogue consists of", _INFO)
     one.add_argument("--json", action="store_true", help="everything, as JSON")
     one = verb("export", "write the entries as Parquet, for other stores")
     one.add_argument("--output", required=True, type=Path, help="Parquet file to write")
@@ -88,7 +97,8 @@ def _add_search_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument("--attributes", nargs="+", help="to be alike in, or spaces; default: all")
     one.add_argument("--weights", nargs="+", type=float, help="one an attribute; default: 1 each")
     one.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
-                     help="only such items; of several values of one column any will do")  # fmt: skip
+                     help="only such items; of several values of one column any will do; colour is also "
+                     "attributes.colour")  # fmt: skip
     one.add_argument("--exclude", nargs="+", help="ids never to be found")
     one.add_argument("--include_self", action="store_true", help="let --item find itself")
     one.add_argument("--distinct", nargs="?", const=str(DISTINCT_COSINE), metavar="COSINE",

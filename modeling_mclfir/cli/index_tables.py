@@ -26,16 +26,21 @@ def search_text(hits: Sequence[Hit], attributes: Sequence[str]) -> str:
 
 
 def info_text(info: dict[str, Any]) -> str:
-    """Spaces and their revisions, where the photos are, checkpoints and history."""
+    """Spaces and their revisions, how far they are filled, where the photos are, checkpoints and history."""
     backend = {name: value for name, value in info["backend"].items() if name != "kind"}
     settings = ", ".join(f"{name} {value}" for name, value in backend.items())
     kind = info["backend"]["kind"]
     parts = [f"{info['folder']}: {info['items']:,} items in {len(info['spaces'])} spaces; {kind} ({settings})"]
+    if not info["is_built"]:
+        parts.append("build not finished: interrupted, or still at work; the same `mclfir index build` goes on")
     rows = []
     for name, space in info["spaces"].items():
         for revision in space["revisions"]:
             state, spread = revision["state"], revision["spread"]
-            share = space["share_built"] if state == "building" else space["share_filled"] if state == "live" else None
+            share = {"building": space["share_built"], "live": space["share_filled"]}.get(state)
+            filled = "" if share is None else f"{100 * share:.0f} %"
+            if state == "live" and not info["is_built"]:
+                filled = "not finished"
             rows.append(
                 [
                     name,
@@ -43,7 +48,7 @@ def info_text(info: dict[str, Any]) -> str:
                     state,
                     revision["policy"],
                     f"{revision['entries']:,}",
-                    "" if share is None else f"{100 * share:.0f} %",
+                    filled,
                     "" if spread is None else f"{spread:.3f}",
                     revision["created"][:10],
                 ]

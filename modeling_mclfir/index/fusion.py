@@ -22,6 +22,7 @@ def factors_of(
     spreads: Sequence[float | None],
     weights: Mapping[str, float | np.ndarray] | None,
     num_queries: int,
+    unknown_spread: float | None = None,
 ) -> np.ndarray:
     """
     What each space's inner products are multiplied by: weight / spread, float64 (N, S).
@@ -30,6 +31,7 @@ def factors_of(
         names, attributes, spreads: of the spaces.
         weights: of a space or of an attribute (then of all of its spaces; both multiply), a number or one a query;
             those that are not named have 1.
+        unknown_spread: what counts as a spread that is not known; None: that is an error.
 
     Raises:
         ValueError: a weight for something else, another shape, below 0 or not finite, a query with no weight above 0,
@@ -39,6 +41,7 @@ def factors_of(
     unknown = [name for name in weights if name not in names and name not in attributes]
     if unknown:
         raise ValueError(f"Weights for {unknown}, but the search is over {list(names)} of {sorted(set(attributes))}.")
+    spreads = [unknown_spread if spread is None else spread for spread in spreads]
     for name, spread in zip(names, spreads, strict=True):
         if spread is None:
             raise ValueError(

@@ -35,6 +35,8 @@ _PASSING_WORDS = re.compile(
     r"collection not loaded|node not match|channel not found|no available shard|context canceled",
     re.IGNORECASE,
 )
+# Of credentials, in an answer that came through: servers give it different codes, some of them for any failure.
+_REFUSED_WORDS = re.compile(r"auth(entication)? check failure", re.IGNORECASE)
 # Embedded files that are open in this process: its server runs here, once a file, until the last client closes.
 _OPEN_FILES: Counter[str] = Counter()
 _FILES_LOCK = threading.Lock()
@@ -99,7 +101,7 @@ class MilvusConnection:
             raise ValueError(f"Unknown connection options {unknown}; there are {', '.join(CONNECTION_OPTIONS)}.")
         if num_tries < 1 or not timeout > 0:
             raise ValueError(f"Expected num_tries of at least 1 and a timeout above 0; got {num_tries}, {timeout}.")
-        self.embedded = "://" not in uri and not uri.startswith("unix:")
+        self.embedded = is_file(uri)
         if self.embedded:
             uri = _checked_file(uri)
         self.uri = uri
@@ -172,6 +174,11 @@ class MilvusConnection:
         return client
 
 
+def is_file(uri: str) -> bool:
+    """Whether a URI means an embedded file: everything that is no address."""
+    return "://" not in uri and not uri.startswith("unix:")
+
+
 def _client_class() -> type:
     try:
         from pymilvus import MilvusClient
@@ -226,12 +233,15 @@ def _is_passing(error: Exception) -> bool:
 def _refusal(error: BaseException | None) -> str | None:
     """What Milvus says of credentials it does not take; pymilvus reports that as a server that is not there."""
     import grpc
+    from pymilvus.exceptions import MilvusException
 
     refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         if isinstance(error, grpc.RpcError) and error.code() in refused:
             return error.details()
+        if isinstance(error, MilvusException) and _REFUSED_WORDS.search(error.message):
+            return error.message
         seen.append(error)
         error = error.__cause__ or error.__context__
     return None

@@ -18,11 +18,16 @@ def open_collection(
     index_type: str,
     index_params: Mapping[str, Any],
     consistency_level: str,
+    must_exist: bool = False,
 ) -> None:
     """
     Make what is missing of collection and index, and have Milvus load it. Each step may be repeated.
 
+    Args:
+        must_exist: entries were put there before: a collection that is gone is not made anew.
+
     Raises:
+        FileNotFoundError: see `must_exist`.
         ValueError: a collection of that name with another schema, dimension, metric or index; an index that this
             Milvus does not have.
     """
@@ -32,6 +37,8 @@ def open_collection(
             "or use a server."
         )
     made = not milvus.call("has_collection", name)
+    if made and must_exist:
+        raise gone(name, milvus.shown)
     if made:
         milvus.call("create_collection", name, schema=_schema(dim), consistency_level=consistency_level)
     _check_schema(milvus, name, dim)
@@ -45,6 +52,15 @@ def open_collection(
                 "index_type, or give another collection name."
             )
     milvus.call("load_collection", name)
+
+
+def gone(name: str, where: str) -> FileNotFoundError:
+    """What is to be raised where a collection is not there that entries were put in before."""
+    return FileNotFoundError(
+        f"The collection {name!r} is gone from Milvus at {where}: it was dropped, or this is another server, another "
+        "db_name, or one whose data were reset. Reach the one that has it, or restore it from a backup; or fill a new "
+        "one."
+    )
 
 
 def _schema(dim: int) -> Any:

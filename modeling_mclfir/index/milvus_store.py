@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .durable import flush_folder, write_file
-from .milvus_client import MilvusConnection, Turns
-from .milvus_collection import open_collection
+from .milvus_client import MilvusConnection, Turns, is_file
+from .milvus_collection import gone, open_collection
 from .milvus_reading import MAX_BYTES, MAX_PENDING, MAX_ROWS, MilvusReading
 from .milvus_rows import ID, METADATA, VECTOR, chunks, decoded_id, encoded_id, expression, in_list, rows_of
 from .store import (
@@ -60,8 +60,10 @@ class MilvusStore(VectorStore):
         token, timeout, num_tries, connection: see `MilvusConnection`.
         consistency_level: of reads.
         batch_size: entries a request, at most.
+        must_exist: entries were put there before: a collection, or a file, that is gone is not made anew and empty.
 
     Raises:
+        FileNotFoundError: see `must_exist`.
         ValueError: a collection of that name with another dimension, metric, index or schema; an index that this
             Milvus does not have.
     """
@@ -79,10 +81,13 @@ class MilvusStore(VectorStore):
         batch_size: int = 1000,
         timeout: float = 30.0,
         num_tries: int = 8,
+        must_exist: bool = False,
         **connection: Any,
     ):
         self.dim, self.collection, self.index_type = checked_number("dim", dim), collection, index_type
         self._batch_size = min(checked_number("batch_size", batch_size), MAX_ROWS)
+        if must_exist and is_file(uri) and not Path(uri).exists():
+            raise gone(collection, uri)  # before the file is made anew
         self._milvus = MilvusConnection(uri, token, timeout, num_tries, **connection)
         with _TURNS_LOCK:
             self._turns = _TURNS.setdefault((self._milvus.uri, collection), Turns())
@@ -91,7 +96,8 @@ class MilvusStore(VectorStore):
         )
         try:
             with self._turns.writing():
-                open_collection(self._milvus, collection, dim, index_type, dict(index_params or {}), consistency_level)
+                kind = index_type, dict(index_params or {}), consistency_level
+                open_collection(self._milvus, collection, dim, *kind, must_exist)
                 self._turns.pending = MAX_PENDING  # what an earlier process left in the log, it may be
         except BaseException:
             self._milvus.close()

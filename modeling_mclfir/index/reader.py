@@ -39,6 +39,7 @@ class IndexReader(OpenIndex):
         exclude: Sequence[str] = (),
         include_self: bool = False,
         distinct: tuple[str, float] | None = None,
+        unknown_spread: float | None = None,
     ) -> SearchResult:
         """
         The k best items of each query, in one space or several.
@@ -58,6 +59,7 @@ class IndexReader(OpenIndex):
             exclude: ids never to be found.
             include_self: an item that is the query is found, too.
             distinct: (space, cosine): of results whose vectors in that space are more alike, only the best.
+            unknown_spread: what counts as the spread of a space in which it is not known; default: that is an error.
 
         Raises:
             ValueError: an unknown name, queries of another shape, or for other spaces, a weight that is none.
@@ -69,7 +71,7 @@ class IndexReader(OpenIndex):
         own, vectors = self._queries(view, names, queries, fingerprint)
         own = None if include_self else own
         live = [view.spaces[name].live for name in names]
-        ranked = self._ranked(live, vectors, own, weights, filter, exclude)
+        ranked = self._ranked(live, vectors, own, weights, filter, exclude, unknown_spread)
         rows = np.arange(len(vectors[0]))
         try:
             if distinct is None:
@@ -127,7 +129,9 @@ class IndexReader(OpenIndex):
         found = view.space(space)
         return self._get(view, found, choose_calibration(self._stores.of(found.live), num_items, seed))
 
-    def _ranked(self, live, vectors, own, weights, filter, exclude) -> Callable[[np.ndarray, int], list[Ranked]]:
+    def _ranked(
+        self, live, vectors, own, weights, filter, exclude, unknown_spread
+    ) -> Callable[[np.ndarray, int], list[Ranked]]:
         """What gives so many results of some rows of the queries."""
         stores, factors = [self._stores.of(one) for one in live], None
         if len(live) > 1 or weights is not None:
@@ -135,7 +139,7 @@ class IndexReader(OpenIndex):
                 *((one.description.space, one.description.attribute, one.description.spread) for one in live),
                 strict=True,
             )
-            factors = factors_of(names, attributes, spreads, weights, len(vectors[0]))
+            factors = factors_of(names, attributes, spreads, weights, len(vectors[0]), unknown_spread)
 
         def ranked(rows: np.ndarray, count: int) -> list[Ranked]:
             parts = [part[rows] for part in vectors]

@@ -9,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from modeling_mclfir.catalogue import picture
+from modeling_mclfir.catalogue.picture import title_of
 from modeling_mclfir.cli.index_flags import filter_of
 from modeling_mclfir.cli.index_tables import search_text, table_text
 from modeling_mclfir.cli.main import main
+from modeling_mclfir.index.store import checked_filter
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_search_by_a_photo_and_by_an_item(index, photos, tmp_path, capsys):
     others = json.loads(capsys.readouterr().out)
     assert len(others) == 31 and item not in [hit["id"] for hit in others]
     run("search", index, "--item", item, "--attributes", "colour", "--k", "32", "--json", "--include_self",
-        "--where", f"attributes.colour={colour}", "--exclude", others[0]["id"])  # fmt: skip
+        "--where", f"colour={colour}", "--exclude", others[0]["id"])  # fmt: skip
     same = json.loads(capsys.readouterr().out)
     assert {hit["metadata"]["attributes.colour"] for hit in same} == {colour} and same[0]["id"] == item
     assert others[0]["id"] not in [hit["id"] for hit in same]
@@ -74,7 +77,10 @@ def test_add_remove_and_export(index, photos, tmp_path, capsys):
     (tmp_path / "ids.txt").write_text("inner/0.png\ninner/1.png\n\n")
     run("remove", index, "--ids", "inner/2.png", "--ids_file", tmp_path / "ids.txt")
     run("remove", index, "--ids", "inner/3.png", "inner/4.png", "nobody")
-    assert "2 items removed; 32 are left" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 items removed; 32 are left" in told and "1 id is of no item: nobody\n" in told
+    run("remove", index, "--ids", *"abcdefg")
+    assert "7 ids are of no item: a, b, c, d, e …\n" in capsys.readouterr().err
 
 
 def test_reindex_switch_and_roll_back(index, checkpoint, tmp_path, capsys):
@@ -93,7 +99,9 @@ def test_reindex_switch_and_roll_back(index, checkpoint, tmp_path, capsys):
     run("switch", index)
     assert "colour@surface: moved." in capsys.readouterr().err
     run("roll_back", index)
-    assert "colour@surface: increment-02." in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "colour@surface: increment-02." in told
+    assert "answers again, with 32 items; what answered until now has 32" in told
     run("info", index, "--json")
     revisions = json.loads(capsys.readouterr().out)["spaces"]["colour@surface"]["revisions"]
     retired = next(revision["model_revision"] for revision in revisions if revision["state"] == "retired")
@@ -116,7 +124,7 @@ def test_reindex_switch_and_roll_back(index, checkpoint, tmp_path, capsys):
         ("add", ["--dataset", "/no/where/at/all"], "no such folder"),
         ("drop", ["--revision", "nobody's"], "No space has a revision"),
         ("switch", [], "Nothing is being built"),
-        ("build", ["--checkpoint", "x", "--images", ".", "--factory", "HNSW8"], "is kept with"),
+        ("search", ["--item", "x", "--where", "size=1"], "has a column 'size'; they have: attributes.category"),
         ("build", ["--checkpoint", "x", "--images", ".", "--index_type", "HNSW"], "--uri"),
         ("build", ["--checkpoint", "x", "--images", ".", "--uri", "a.db", "--nprobe", "3"], "--nprobe is FAISS's"),
         ("build", ["--checkpoint", "x", "--images", ".", "--uri", "http://me:pw@host"], "MCLFIR_MILVUS_TOKEN"),
@@ -158,6 +166,55 @@ def test_filters():
         "e": ["x=y"],
     }
     assert filter_of(texts) == expected and filter_of([]) is None
+
+
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999", "4006381333931400638133393"])
+def test_a_filter_of_what_no_column_can_hold_is_text(value):
+    assert filter_of([f"code={value}"]) == {"code": [value]}
+    assert checked_filter(filter_of([f"code={value}", "code=7"])) == {"code": (value, "7", 7)}
+
+
+def test_a_build_of_nothing_writes_nothing(checkpoint, photos, tmp_path):
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    (tmp_path / "empty" / "notes.txt").write_text("no photo")
+    flags = ["--checkpoint", checkpoint, "--images"]
+    with pytest.raises(SystemExit, match="error: No photo found in .*empty"):
+        run("build", tmp_path / "index", *flags, tmp_path / "empty")
+    with pytest.raises(SystemExit, match="error: .*nowhere: no such folder"):
+        run("build", tmp_path / "index", *flags, tmp_path / "nowhere")
+    with pytest.raises(SystemExit, match="error: --checkpoint .*the folder of a run"):
+        run("build", tmp_path / "index", "--checkpoint", checkpoint.parent, "--images", photos)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_catalogue_stays_in_its_backend(index, photos):
+    with pytest.raises(SystemExit, match="error: .*is kept with"):
+        run("build", index, "--checkpoint", "x", "--images", photos, "--factory", "HNSW8")
+
+
+def test_help_says_what_scores_and_spreads_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # so that no word is cut
+    told = {}
+    for verb in ("search", "info"):
+        with pytest.raises(SystemExit):
+            main(["index", verb, "--help"])
+        told[verb] = " ".join(capsys.readouterr().out.split())
+    assert "grows with the number of attributes" in told["search"] and "within one search only" in told["search"]
+    assert "log-likelihood ratio" in told["search"] and "spread: standard deviation" in told["info"]
+
+
+def test_the_title_names_weights_that_are_not_1():
+    assert title_of("a.jpg", {"colour": 1.0, "fit": 1.0}) == "Like a.jpg in colour, fit"
+    assert title_of("a.jpg", {"colour": 2.0, "fit": 1.0}) == "Like a.jpg in colour × 2, fit × 1"
+    assert title_of("a.jpg", {"colour": 0.5}) == "Like a.jpg in colour × 0.5"
+
+
+def test_the_picture_of_a_weighted_search_says_so(index, photos, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(picture, "title_of", lambda *words: titles.append(title_of(*words)) or titles[-1])
+    flags = ["--attributes", "colour", "pocket", "--weights", "2", "1", "--picture", tmp_path / "sheet.png"]
+    run("search", index, "--image", photos / "inner" / "2.png", *flags)
+    assert titles == ["Like 2.png in colour × 2, pocket × 1"]
 
 
 def test_tables():

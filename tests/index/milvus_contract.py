@@ -123,6 +123,14 @@ class BeyondTheContract:
         assert client.has_collection("foreign")
         client.close()
 
+    def test_a_collection_that_is_gone_is_not_made_anew(self, store, uri):
+        model = fill(store, 3)
+        with MilvusStore(uri, "items", DIM, must_exist=True) as second:
+            assert_holds(second, model)
+        for _ in range(2):  # it was not made by the first attempt
+            with pytest.raises(FileNotFoundError, match="'nothing' is gone from Milvus at .*another db_name"):
+                MilvusStore(uri, "nothing", DIM, must_exist=True)
+
     def test_an_approximate_index(self, store, uri):
         rng = np.random.default_rng(0)
         embeds = rng.standard_normal((2000, DIM)).astype(np.float32)

@@ -16,8 +16,12 @@ from store_contract import StoreContract, assert_holds, fill
 pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install mclfir[milvus]")
 
 from milvus_contract import DIM, BeyondTheContract, written  # noqa: E402
+from small_index import COLLAR, revision  # noqa: E402
 
+from modeling_mclfir.catalogue.backends import milvus_backend, open_backend  # noqa: E402
+from modeling_mclfir.index.manifest import IndexManifest, write_index  # noqa: E402
 from modeling_mclfir.index.milvus_store import MilvusStore  # noqa: E402
+from modeling_mclfir.index.spaces import Space, StoredRevision  # noqa: E402
 
 PACKAGE_HOME = Path(__file__).resolve().parents[2]
 
@@ -50,6 +54,23 @@ class TestEmbedded(StoreContract, BeyondTheContract):
             process.stdout.readline()
             with pytest.raises(ValueError, match="another process holds it"):
                 MilvusStore(str(tmp_path / "store.db"), "items", DIM)
+
+    def test_a_catalogue_whose_file_is_gone(self, tmp_path):
+        """A fresh, empty collection must not pass for the one that the manifest names."""
+        folder, file = tmp_path / "index", tmp_path / "store.db"
+        folder.mkdir()
+        make, _ = open_backend(milvus_backend(str(file), folder), folder)
+        with make("collar", DIM) as store:  # before the manifest names it
+            model = fill(store, 5)
+        named = StoredRevision(revision(COLLAR), "collar", "live", "new_only")
+        write_index(folder, IndexManifest({COLLAR: Space(COLLAR, (named,))}))
+        file.rename(tmp_path / "moved.db")
+        with pytest.raises(FileNotFoundError, match=r"'collar' is gone from Milvus at .*store\.db"):
+            make("collar", DIM)
+        assert not file.exists()
+        (tmp_path / "moved.db").rename(file)
+        with make("collar", DIM) as store:
+            assert_holds(store, model)
 
     @pytest.mark.parametrize("acknowledged", [1, 7, 30])
     def test_a_writer_that_is_killed(self, tmp_path, acknowledged):
@@ -103,6 +124,30 @@ class TestNoServer:
                 MilvusStore(f"http://127.0.0.1:{port}", "items", DIM, token="root:secret", timeout=5, num_tries=3)
             server.stop(None).wait()
         assert "secret" not in str(error.value) and "try 2" not in caplog.text  # a second try is of no use
+
+    @pytest.mark.parametrize("error_code", [0, 1])
+    def test_a_token_that_is_refused_in_an_answer(self, caplog, error_code):
+        """As servers of 2.4 and later do it, by the code that any unexpected failure has."""
+        import grpc
+        from pymilvus.grpc_gen import milvus_pb2
+
+        said = "auth check failure, please check api key is correct"
+        answer = milvus_pb2.ConnectResponse(status={"error_code": error_code, "code": 65535, "reason": said})
+
+        class Refusing(grpc.GenericRpcHandler):
+            def service(self, details):
+                return grpc.unary_unary_rpc_method_handler(
+                    lambda request, context: answer, response_serializer=lambda message: message.SerializeToString()
+                )
+
+        with ThreadPoolExecutor(2) as pool:
+            server = grpc.server(pool, handlers=[Refusing()])
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            with pytest.raises(PermissionError, match=f"{said}.*MCLFIR_MILVUS_TOKEN"):
+                MilvusStore(f"http://127.0.0.1:{port}", "items", DIM, token="root:secret", timeout=5, num_tries=3)
+            server.stop(None).wait()
+        assert "try 2" not in caplog.text
 
     @pytest.mark.parametrize(
         "options, message",
