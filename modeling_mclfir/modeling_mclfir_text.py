@@ -135,9 +135,7 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
     def _build_projections(self) -> TextImageProjections:
         config = self.config
         image_blocks, text_blocks = self.projection_blocks()
-        return TextImageProjections(
-            sum(image_blocks), sum(text_blocks), config.embed_dim, config.num_shared_layers
-        )
+        return TextImageProjections(sum(image_blocks), sum(text_blocks), config.embed_dim, config.num_shared_layers)
 
     def projection_blocks(self) -> tuple[list[int], list[int]]:
         """Sizes of the parts of what the image and the text projection read: see `use_low_level_features`."""
@@ -208,7 +206,7 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         attribute_ids: list[int] | None = None,
-        increment_id: int | None = None,
+        increment_id: int | str | None = None,
         shared_features: torch.Tensor | None = None,
         shared_text: torch.Tensor | None = None,
         output_attribute_logits: bool | None = None,
@@ -218,7 +216,7 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
             pixel_values: images (N, 3, H, W), from the checkpoint's processor.
             input_ids, attention_mask: captions (M, T), from the same; a mask of None: nothing is padding.
             attribute_ids: these spaces; None: all, or that of `increment_id`.
-            increment_id: the one space of this increment.
+            increment_id: the one space of this increment, by number or name.
             shared_features: what an earlier call returned for the same images, instead of `pixel_values`.
             shared_text: what an earlier call returned for the same `input_ids`, which are needed all the same.
             output_attribute_logits: not read; here for what calls attribute models.
@@ -232,7 +230,7 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
             raise ValueError("attribute_ids must be a list of spaces for all captions and images; got a tensor.")
         if input_ids is None and pixel_values is None and shared_features is None:
             raise ValueError("Pass images (pixel_values or shared_features), captions (input_ids), or both.")
-        wanted = self._wanted(attribute_ids, increment_id)
+        wanted = self._wanted(attribute_ids, None if increment_id is None else self._place(increment_id))
         output = MclfirTextImageOutput()
         if pixel_values is not None or shared_features is not None:
             output.shared_features = self.mclfir._shared(pixel_values, shared_features)
@@ -264,10 +262,10 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
-        increment_id: int | None = None,
+        increment_id: int | str | None = None,
         shared_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Images → unit-length (N, D) in the space of an increment, the newest by default."""
+        """Images → unit-length (N, D) in the space of an increment (number or name), the newest by default."""
         space = len(self.heads) - 1 if increment_id is None else increment_id
         return self(pixel_values, increment_id=space, shared_features=shared_features).image_embeds[:, 0]
 
@@ -275,10 +273,10 @@ class MclfirForTextImageRetrieval(GrowingModel, TextImageSpaces, MclfirPreTraine
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        increment_id: int | None = None,
+        increment_id: int | str | None = None,
         shared_text: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Captions → unit-length (N, D) in the space of an increment, the newest by default."""
+        """Captions → unit-length (N, D) in the space of an increment (number or name), the newest by default."""
         space = len(self.heads) - 1 if increment_id is None else increment_id
         captions = {"input_ids": input_ids, "attention_mask": attention_mask, "shared_text": shared_text}
         return self(**captions, increment_id=space).text_embeds[:, 0]

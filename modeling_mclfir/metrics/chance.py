@@ -1,9 +1,9 @@
-"""What a ranking without any knowledge scores: the figures to print beside every mean average precision."""
+"""What a ranking without any knowledge scores: the figures to print beside an average precision or a recall."""
 
 import torch
 from torch import Tensor
 
-from .ranking import Relevance, check_integers, row_blocks
+from .ranking import Relevance, check_integers, check_k, row_blocks
 
 
 @torch.no_grad()
@@ -82,6 +82,49 @@ def expected_average_precision(num_relevant: Tensor, num_gallery: Tensor) -> Ten
         >>> expected_average_precision(torch.tensor([1]), torch.tensor([2])).item()
         0.75
     """
+    num_relevant, num_gallery = _checked_counts(num_relevant, num_gallery)
+    most = int(num_gallery.max()) if len(num_gallery) else 0
+    harmonic = torch.cat([torch.zeros(1).double(), (1 / torch.arange(1, most + 1).double()).cumsum(0)])[num_gallery]
+    # N = 1 leaves R - 1 = 0 above the line; the clamp below it only avoids 0 / 0.
+    others = (num_relevant - 1) / (num_gallery - 1).clamp(min=1).double()
+    expected = (harmonic + (num_gallery - harmonic) * others) / num_gallery
+    return expected.masked_fill(num_relevant == 0, torch.nan)
+
+
+def expected_recall_at_k(num_relevant: Tensor, num_gallery: Tensor, k: int) -> Tensor:
+    """Exact chance that one of a query's relevant items is among the first k of a uniformly random ranking.
+
+    With R relevant among N items the k places hold none of them in C(N-R, k) of C(N, k) cases, so
+
+        P = 1 - prod_{i=0..k-1} (N - R - i) / (N - i),  and 1 where N - R < k.
+
+    Args:
+        num_relevant: (Q,) integers, R of each query.
+        num_gallery: (Q,) integers, N of each query.
+        k: places looked at, at least 1.
+
+    Returns:
+        (Q,) float64 on the CPU, 0 to 1; NaN where a query has no relevant item.
+
+    Raises:
+        ValueError: as `expected_average_precision`; a k below 1.
+        TypeError: numbers that are not integers.
+
+    Example, one of four is relevant, two places:
+
+        >>> import torch
+        >>> expected_recall_at_k(torch.tensor([1]), torch.tensor([4]), 2).item()
+        0.5
+    """
+    check_k(k)
+    num_relevant, num_gallery = _checked_counts(num_relevant, num_gallery)
+    others, missed = (num_gallery - num_relevant).double(), torch.ones(len(num_gallery)).double()
+    for i in range(min(k, int(num_gallery.max()) if len(num_gallery) else 0)):
+        missed *= (others - i).clamp(min=0) / (num_gallery - i).clamp(min=1)
+    return (1 - missed).masked_fill(num_relevant == 0, torch.nan)
+
+
+def _checked_counts(num_relevant: Tensor, num_gallery: Tensor) -> tuple[Tensor, Tensor]:
     num_relevant = check_integers("num_relevant", num_relevant, device=torch.device("cpu"))
     num_gallery = check_integers("num_gallery", num_gallery, len(num_relevant), torch.device("cpu"))
     wrong = ((num_relevant < 0) | (num_relevant > num_gallery)).nonzero()
@@ -91,9 +134,4 @@ def expected_average_precision(num_relevant: Tensor, num_gallery: Tensor) -> Ten
             f"Query {row} has {int(num_relevant[row])} relevant items of {int(num_gallery[row])}, but must have from "
             "0 to all of them; take both numbers from `count_relevant`."
         )
-    most = int(num_gallery.max()) if len(num_gallery) else 0
-    harmonic = torch.cat([torch.zeros(1).double(), (1 / torch.arange(1, most + 1).double()).cumsum(0)])[num_gallery]
-    # N = 1 leaves R - 1 = 0 above the line; the clamp below it only avoids 0 / 0.
-    others = (num_relevant - 1) / (num_gallery - 1).clamp(min=1).double()
-    expected = (harmonic + (num_gallery - harmonic) * others) / num_gallery
-    return expected.masked_fill(num_relevant == 0, torch.nan)
+    return num_relevant, num_gallery

@@ -74,12 +74,18 @@ def parameters_section(report: dict, trunk_name: str = "trunk", each: str = "att
 
 
 def data_section(report: dict) -> list[str]:
-    """Images of each split, and rows that could not be used."""
+    """Images of each split, how many have a caption where that counts, and rows that could not be used."""
     data = report.get("data") or {}
     if not data:
         return []
     splits, bad = data.get("splits") or {}, data.get("bad_rows") or {}
-    counts = ", ".join(f"{as_count(number)} {as_text(split)}" for split, number in splits.items())
+    captioned = data.get("captioned") or {}
+    counts = [
+        f"{as_count(number)} {as_text(split)}"
+        + (f", {as_count(captioned[split])} with a caption" if split in captioned else "")
+        for split, number in splits.items()
+    ]
+    counts = ("; " if captioned else ", ").join(counts)
     lines = ["## Data", "", f"{as_text(data.get('name'))}, images: {counts or 'none'}."]
     if not any(bad.values()):
         return [*lines, "No row was left out."]

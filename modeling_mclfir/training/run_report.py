@@ -8,7 +8,9 @@ import modeling_mclfir
 
 from ..evaluation import summarise
 from ..metrics import backward_transfer, forgetting, forward_transfer
+from .open_pairs import test_tables
 from .run import Run
+from .text_image_pairs import count_captioned, describe_tests, read_test_pairs
 from .text_image_policies import average_policies
 from .text_image_report import policy_forgetting
 
@@ -24,7 +26,14 @@ def build_text_image_report(run: Run) -> dict:
     """The same of a run of text-image retrieval: recalls under each reindex policy, and what became of the towers."""
     history = run.progress.history
     policies = [average_policies(rows) for rows in history]
-    return _common(run) | {
+    report, data = _common(run), run.data
+    pairs = read_test_pairs(data.increments, test_tables(data.tables, run.data_args.evaluate_on))
+    tests = describe_tests(data.increments, pairs, len(history))
+    learned = [test["random_order"] for test in tests[: len(history)]]
+    return report | {
+        "data": report["data"] | {"captioned": count_captioned(data.tables)},
+        "tests": tests,
+        "random_order": average_policies(learned) if learned else None,
         "average": policies[-1]["full"]["known"] if policies else None,
         "policies": policies,
         "policies_per_increment": history,

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,7 +16,16 @@ from .report import plain
 from .text_image_report import KNOWN, UNKNOWN
 
 _MARKERS = "osD^vPX*"
-_TOWERS = {"image": "-", "text": "--"}
+# Told apart where there is a single point, too, and where both lie on each other.
+_TOWERS = {
+    "image": {"linestyle": "-", "marker": "o", "markersize": 4, "zorder": 3},
+    "text": {"linestyle": "--", "marker": "s", "markersize": 8, "markerfacecolor": "none", "zorder": 2},
+}
+_CHANCE = {"color": GREY, "linestyle": ":", "marker": "x", "markersize": 6}
+_NOTES = {
+    "full": "galleries embedded again", "none": "left as indexed", "drift_compensated": "left, queries mapped to them",
+    "mean_drift": "left, queries relieved of the mean drift", "procrustes": "left, queries turned back",
+}  # fmt: skip
 # Of each panel: title, what is drawn of both towers ({tower}), alone, and as a grey line.
 _PANELS = (
     ("drift: 1 − cosine", "{tower}_drift", None, None),
@@ -87,8 +97,8 @@ def plot_policies(report: dict, path: str | os.PathLike) -> None:
     handles = [_handle(policies[-1], name, ends[name]) for name in order]
     title = "at the end: known / unknown"
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9, title=title)
-    notes = ["full: galleries embedded again; none: left as indexed; drift_compensated: left, queries mapped to them"]
-    save(figure, path, "Galleries left as indexed, or embedded again", notes)
+    notes = [f"{name}: {_NOTES[name]}" for name in policies[-1] if name in _NOTES]
+    save(figure, path, "Galleries left as indexed, or embedded again", wrap("; ".join(notes), 125))
 
 
 def _style(policies: Iterable[str], name: str) -> dict[str, Any]:
@@ -112,22 +122,22 @@ def plot_drift(report: dict, path: str | os.PathLike) -> None:
         if chance:
             means = [[row[chance] for row in rows if row.get(chance) is not None] for rows in history]
             points = [(after, sum(found) / len(found)) for after, found in enumerate(means) if found]
-            _line(axes, points, color=GREY, linestyle=":", label="by chance")
+            _line(axes, points, label="by chance", **_CHANCE)
         for place in range(len(history) - 1):
             colour = COLOURS[place % len(COLOURS)]
-            for tower, linestyle in _TOWERS.items() if towers else ():
-                _line(axes, _points(history, place, towers.format(tower=tower)), color=colour, linestyle=linestyle)
+            for tower, style in _TOWERS.items() if towers else ():
+                _line(axes, _points(history, place, towers.format(tower=tower)), color=colour, **style)
             if alone:
                 _line(axes, _points(history, place, alone), color=colour)
         low, high = axes.dataLim.intervaly
         low, high = (min(0, low), max(0.05, high)) if axes.lines else (0, 1)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.06 * (high - low))
     handles = [
-        Line2D([], [], color=COLOURS[place % len(COLOURS)], marker="o", label=short(name))
+        Line2D([], [], color=COLOURS[place % len(COLOURS)], linewidth=4, label=short(name))
         for place, name in enumerate((report.get("increments") or [])[: len(history) - 1])
     ]
-    handles += [Line2D([], [], color=TEXT, linestyle=line, label=f"{tower}s") for tower, line in _TOWERS.items()]
-    handles.append(Line2D([], [], color=GREY, linestyle=":", label="by chance"))
+    handles += [Line2D([], [], color=TEXT, label=f"{tower}s", **style) for tower, style in _TOWERS.items()]
+    handles.append(Line2D([], [], label="by chance", **_CHANCE))
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9, title="pairs of")
     notes = [
         "unequal drift: length of the difference of the towers' mean drifts; alignment: mean cosine of matching pairs "
@@ -152,7 +162,7 @@ def _points(history: Sequence[Sequence[dict]], place: int, key: str) -> list[tup
 
 def _line(axes, points: Sequence[tuple[int, float]], **style) -> None:
     if points:
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.8, **style)
+        axes.plot(*zip(*points, strict=True), **({"marker": "o", "markersize": 4, "linewidth": 1.8} | style))
 
 
 def _plain_axes(axes, names: Sequence[str], angle: bool = False) -> None:

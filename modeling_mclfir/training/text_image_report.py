@@ -11,7 +11,7 @@ import numpy as np
 from ..metrics.continual import backward_transfer, forgetting
 from .drift import average_drift
 from .report import plain, write_both
-from .report_cells import as_percent, as_text, name_at, table_row
+from .report_cells import as_count, as_percent, as_text, name_at, table_row
 from .report_sections import (
     cost_section,
     data_section,
@@ -24,6 +24,7 @@ from .report_sections import (
 
 KNOWN, UNKNOWN = "known", "unknown"
 DIRECTIONS = {"text_to_image": "T→I", "image_to_text": "I→T"}
+_TOWERS = ("image", "text")
 RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10")
 PICTURES = {
     "score_matrix": "Mean recall on each increment after each increment: what stays in a column is not forgotten.",
@@ -31,6 +32,7 @@ PICTURES = {
     "drift": "What became of each increment's pairs since it was learned.",
     "loss": "The training loss, increment by increment.",
 }
+ABOUT_EXAMPLES = "What captions and photos of {} find: the five best photos, the five best captions; ✓ is right."
 ABOUT_POLICIES = {
     "full": "texts and images of all increments are embedded again by the newest model",
     "none": "they stay as they were embedded when their increment was learned; queries come from the newest model",
@@ -76,9 +78,11 @@ def text_image_markdown(report: dict, output_dir: str | os.PathLike | None = Non
     sections = [
         _headline(report),
         _conventions(report),
+        titled("Increment by increment", _increments(report)),
         titled("What stays learned", _matrices(report) + picture("score_matrix")),
         titled("Indexed once or embedded again", _policies(report) + picture("policies")),
         titled("Why it forgets", _drift(report) + picture("drift")),
+        titled("What it finds", _examples(report, folder)),
         cost_section(report) + picture("loss"),
         parameters_section(report, "towers", "increment"),
         data_section(report),
@@ -98,17 +102,29 @@ def _headline(report: dict) -> list[str]:
     if not policies:
         return [*lines, "Nothing is scored yet."]
     full, initial = policies[-1]["full"], report.get("initial_trunk") or {}
+    chance = report.get("random_order") or {}
     by_name = ", ".join(map(as_text, names[:done]))
     lines += [
         f"**Mean recall {as_percent(full[KNOWN]['mean_recall'])} %** over {learned} ({by_name}) where a query's "
         f"increment is known, **{as_percent(full[UNKNOWN]['mean_recall'])} %** where it is not and all that was "
-        f"learned is searched; {as_percent(initial.get('mean_recall'))} % before any training (known).",
+        f"learned is searched; {as_percent(initial.get('mean_recall'))} % before any training (known)."
+        + _counted(report, done),
         "",
         *_table_head(""),
     ]
     rows = [("**increment known**", full[KNOWN]), ("**increment unknown**", full[UNKNOWN])]
     rows += [("before any training, known", initial)] if initial else []
+    rows += [(f"random order, {kind}", chance[kind]) for kind in (KNOWN, UNKNOWN) if chance]
     return [*lines, *(table_row(name, *_figures(row)) for name, row in rows), "", *_transfers(report)]
+
+
+def _counted(report: dict, done: int) -> str:
+    """How much is searched, as a sentence."""
+    tests = (report.get("tests") or [])[:done]
+    if not tests:
+        return ""
+    captions, photos = (as_count(sum(test[name] for test in tests)) for name in ("captions", "photos"))
+    return f" The test: {captions} captions of {photos} photos."
 
 
 def _table_head(first: str, *more: str) -> list[str]:
@@ -155,9 +171,34 @@ def _conventions(report: dict) -> list[str]:
         "rank: of the first match, 1 is best; *mean recall*: the mean of the six recalls.",
         "- *Known*: a query's increment is told, and its texts or images alone are searched. *Unknown*: those of all "
         "increments so far are; the more there are, the harder it is, also for a model that forgets nothing.",
+        "- *Random order*: the recall to be expected of it, exact, from how many matches each query has.",
         "- Figures of several increments are their unweighted means.",
         "- `report.json` holds 0–1; tables here hold percent, two decimals; – is a value that does not exist (yet).",
     ]
+
+
+def _increments(report: dict) -> list[str]:
+    """How many test pairs each increment has, and what is found of them beside what chance would."""
+    tests, details = report.get("tests") or [], report.get("policies_per_increment") or []
+    if not tests or not details:
+        return []
+    lines = ["", "Test pairs, and mean recall in % at the end beside that of a random order:", ""]
+    heads = ("captions", "photos", KNOWN, "random order", UNKNOWN, "random order")
+    lines += [table_row("", *heads), table_row("---", *["---:"] * len(heads))]
+    for place, test in enumerate(tests):
+        found = details[-1][place]["full"] if place < len(details[-1]) else {}
+        cells = [as_count(test["captions"]), as_count(test["photos"])]
+        for kind in (KNOWN, UNKNOWN):
+            parts = found.get(kind), test["random_order"].get(kind)
+            cells += [as_percent((part or {}).get("mean_recall")) for part in parts]
+        lines.append(table_row(as_text(test["increment"]), *cells))
+    return lines
+
+
+def _examples(report: dict, folder: Path | None) -> list[str]:
+    names = (report.get("increments") or [])[: len(report.get("policies") or [])]
+    pages = (picture_lines(f"retrievals_{name}", ABOUT_EXAMPLES.format(name), folder) for name in names)
+    return [line for page in pages for line in page]
 
 
 def _matrices(report: dict) -> list[str]:
@@ -171,6 +212,8 @@ def _policies(report: dict) -> list[str]:
     policies, names = report.get("policies") or [], report.get("increments") or []
     if not policies:
         return []
+    if same := _why_all_policies_are_one(report):
+        return ["", same]
     last, details = policies[-1], report.get("policies_per_increment") or []
     lines = ["", *(f"- **{name}**: {ABOUT_POLICIES.get(name, as_text(name))}" for name in last)]
     for kind in (KNOWN, UNKNOWN):
@@ -195,6 +238,27 @@ def _policies(report: dict) -> list[str]:
         lines += ["", "Each increment at the end:", "", *_grid_head(last)]
         lines += [table_row(name_at(names, place), *_grid(found)) for place, found in enumerate(details[-1])]
     return lines
+
+
+def _why_all_policies_are_one(report: dict) -> str | None:
+    """Why galleries left as indexed are what they would be if embedded again; None: they are not."""
+    if len(report["policies"]) == 1:
+        return "One increment is learned so far: what was indexed is of the newest model, under every policy."
+    if not never_changes(report):
+        return None
+    policies = ", ".join(f"*{name}*" for name in report["policies"][-1])
+    return (
+        "No vector of an earlier increment ever changed: a gallery that is left as it was indexed answers as one that "
+        f"is embedded again, and all policies ({policies}) have the figures above."
+    )
+
+
+def never_changes(report: dict) -> bool:
+    """Whether every policy has the same figures after every increment, and neither tower of any increment drifted."""
+    rows = [row for rows in report.get("policies_per_increment") or [] for row in rows] + report["policies"]
+    figures = [[found for name, found in row.items() if name != "increment"] for row in rows]
+    moved = [row.get(f"{tower}_drift") for rows in report.get("drift") or [] for row in rows for tower in _TOWERS]
+    return all(found == one[0] for one in figures for found in one) and not any(moved)
 
 
 def _grid_head(policies: dict) -> list[str]:
@@ -227,6 +291,12 @@ def _drift(report: dict) -> list[str]:
     history, names = report.get("drift") or [], report.get("increments") or []
     if not any(history):
         return []
+    if never_changes(report):
+        return [
+            "",
+            "No vector moved: drift is 0 and every neighbour is kept. What is lost with the increment unknown is lost "
+            "to the other increments' items; how far they overlap and lie apart is under *drift* in report.json.",
+        ]
     lines = ["", *ABOUT_DRIFT.split("\n"), "", f"After {name_at(names, len(history) - 1)}, of each increment before:"]
     lines += ["", *_drift_head()]
     lines += [_drift_row(name_at(names, place), row) for place, row in enumerate(history[-1])]

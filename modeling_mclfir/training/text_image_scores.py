@@ -2,7 +2,6 @@
 """What a run of text-image retrieval is scored by: captions among images and images among captions, both ways."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,34 +12,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.augmentation import Augmentation
-from ..metrics import caption_codes
 from .caption_tokens import tokenize
 from .drift import diagnose_increment
 from .feature_cache import load_pixels
-from .open_pairs import pair_rows, test_tables
+from .open_pairs import test_tables
 from .report import write_atomically
+from .report_sections import PLOTS
+from .text_image_examples import pair_examples
+from .text_image_pages import plot_pair_examples
+from .text_image_pairs import TestPairs, read_test_pairs
 from .text_image_policies import POLICIES, LearnedPairs, average_policies, policy_scores
 
 INDEXED = "indexed"
 _CALIBRATION = 200  # stored items of an increment and side that are embedded again, to see where they went
-
-
-@dataclass(frozen=True, eq=False)
-class TestPairs:
-    """
-    The test pairs of an increment.
-
-    Attributes:
-        rows: of each test table those of the increment.
-        texts: all captions of these rows, in order.
-        owners: (T,) int64, place of a caption's image among the rows.
-        codes: (T,) int64, equal where texts are, over all increments.
-    """
-
-    rows: list[np.ndarray]
-    texts: list[str]
-    owners: Tensor
-    codes: Tensor
 
 
 class TextImageScores:
@@ -59,8 +43,10 @@ class TextImageScores:
     def __init__(self, run, method):
         self.run, self.method = run, method
         self.tables = test_tables(run.data.tables, run.data_args.evaluate_on)
-        self.tests = _test_pairs(run.data.increments, self.tables)
+        self.tests = read_test_pairs(run.data.increments, self.tables)
         self.features: list[np.ndarray | None] = []
+        self.embeds: list[tuple[Tensor, Tensor]] = []  # texts and images of each increment so far, in its own space
+        self.shown: dict[str, tuple[Tensor, Tensor]] = {}  # increment → those that its page was drawn from
         self.folder = Path(run.output_dir) / INDEXED
 
     def before_training(self) -> None:
@@ -84,11 +70,12 @@ class TextImageScores:
         self._prepare()
         names = [increment.name for increment in run.data.increments]
         several = len(model.heads) > 1
-        learned = []
+        learned, self.embeds = [], []
         for place in range(increment_id + 1):
             spaces = list(range(len(model.heads))) if several else [run.serving(place)]
             texts, images, weights = self._embed(model, self.tests[place], spaces, several)
             own = spaces.index(run.serving(place))
+            self.embeds.append((texts[own], images[own]))
             if place == increment_id:
                 self._index(names[place], texts[own], images[own])
             learned.append(self._learned(names[place], self.tests[place], texts, images, own, weights))
@@ -129,8 +116,24 @@ class TextImageScores:
         progress.drift.append(drift)
 
     def examples(self, increment_id: int) -> dict[str, list]:
-        """Nothing is shown beside the figures yet."""
-        return {}
+        """
+        Draw what some captions and photos of each increment so far find, by the vectors of `after_increment`: a page
+        an increment, `plots/retrievals_NAME.png`, anew where vectors moved. Drawn here, as `draw_plots` of this task
+        takes the report alone.
+
+        Returns:
+            "retrievals": what the pages that were drawn show (`pair_examples`).
+        """
+        folder = Path(self.run.output_dir) / PLOTS
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = []
+        for increment, test, embeds in zip(self.run.data.increments, self.tests, self.embeds, strict=False):
+            before, self.shown[increment.name] = self.shown.get(increment.name), embeds
+            if before is not None and all(map(torch.equal, before, embeds)):
+                continue
+            shown.append({"increment": increment.name} | pair_examples(test, self.tables, *embeds))
+            plot_pair_examples(shown[-1], folder / f"retrievals_{increment.name}.png")
+        return {"retrievals": shown}
 
     def _score(self, model, test: TestPairs) -> dict:
         """Figures of pairs in the newest space alone."""
@@ -201,18 +204,6 @@ class TextImageScores:
             content = save({"texts": texts.contiguous(), "images": images.contiguous()})
             write_atomically(self._file(name), content)
         self.run.accelerator.wait_for_everyone()
-
-
-def _test_pairs(increments, tables) -> list[TestPairs]:
-    found = []
-    for increment in increments:
-        rows = [pair_rows(increment, table) for table in tables]
-        captions = [table.all_captions[row] for table, part in zip(tables, rows, strict=True) for row in part]
-        texts = [text for one in captions for text in one]
-        owners = np.repeat(np.arange(len(captions)), [len(one) for one in captions])
-        found.append((rows, texts, torch.from_numpy(owners)))
-    codes = caption_codes([text for _, texts, _ in found for text in texts]).split([len(one[1]) for one in found])
-    return [TestPairs(*one, part) for one, part in zip(found, codes, strict=True)]
 
 
 def _chosen(count: int) -> np.ndarray:
