@@ -249,6 +249,10 @@ class Catalogue(CatalogueWriter):
 
     def switch(self, allow_pending: bool = False) -> dict[str, str]:
         """Make what was built live, all of it at one moment → space: model revision. See `VersionedIndex.switch`."""
+        self.refresh()
+        for name, made in self._index.building().items():
+            if self._index.stored(name, made).description.spread is None:  # what filled it was cut off before that
+                self._index.measure_spread(name, fingerprint=made)
         return self._index.switch(allow_pending=allow_pending)
 
     def roll_back(self) -> dict[str, dict[str, Any]]:

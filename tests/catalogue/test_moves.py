@@ -64,3 +64,20 @@ def test_a_roll_back_undoes_one_switch_after_the_other(catalogue, moves):
     assert {name: one.fingerprint for name, one in catalogue.index.spaces.items()} == before
     with pytest.raises(ValueError, match="no switch to undo"):
         catalogue.roll_back()
+
+
+def test_a_build_that_was_cut_off_before_its_spreads_gets_them_with_the_switch(catalogue, moves, monkeypatch):
+    """Without one, a space's scores would be added up as they are, next to others over their spread."""
+
+    class CutOffError(Exception):
+        pass
+
+    def failing(*_, **__):
+        raise CutOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(catalogue.index), "measure_spread", failing)
+        with pytest.raises(CutOffError):
+            catalogue.reindex(moves[1], "full", fill=FILL)
+    catalogue.switch()
+    assert all(one.spread for one in catalogue.index.spaces.values())
