@@ -15,7 +15,7 @@ from .landing import BUILT, OPENED
 from .manifest import IndexManifest, clean_maps, read_index, write_index
 from .policies import MADE_BY
 from .reader import IndexReader
-from .spaces import IncompatibleRevisionError, Link, Space, SpaceRevision, StoredRevision
+from .spaces import RETIRED, IncompatibleRevisionError, Link, Space, SpaceRevision, StoredRevision
 from .store import VectorStore
 from .view import View
 
@@ -130,8 +130,11 @@ class IndexWriter(IndexReader):
                 before, their = old[name]
                 if columns != their or np.linalg.norm(embed - before) > _SAME * np.linalg.norm(before):
                     changed.append(name)
-        for stored in others if changed else ():
-            self._stores.of(stored).remove(changed)
+        # What a retired revision has of items that are new here came after a switch that was rolled back: whether
+        # they are what they were then, nothing tells.
+        new = [name for name in ids if name not in old]
+        for stored in others:
+            self._stores.of(stored).remove(changed + (new if stored.state == RETIRED else []))
 
     def _check_complete(self, space: Space) -> None:
         count, some = 0, []

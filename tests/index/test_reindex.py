@@ -178,6 +178,18 @@ class TestFull:
         index.add(COLLAR, ["item 0100"], unit(1, 81), red, fingerprint=OLD)  # a new item
         assert index.pending(COLLAR) and sorted(index.pending(COLLAR)) == ["item 0000", "item 0001", "item 0100"]
 
+    def test_what_is_added_after_a_roll_back_is_pending_again(self, index):
+        """The revision that was live until then may know another photo by that name."""
+        filled(index)
+        index.land([revision(fingerprint=NEW)], "full")
+        index.add(COLLAR, names(60), unit(60, 7), fingerprint=NEW)
+        index.switch()
+        index.add(COLLAR, ["another"], unit(1, 50), fingerprint=NEW)
+        index.roll_back(COLLAR)
+        index.add(COLLAR, ["another"], unit(1, 60), fingerprint=OLD)
+        index.land([revision(fingerprint=NEW)], "full")
+        assert index.pending(COLLAR) == ["another"]
+
     def test_what_is_pending_is_found_without_all_ids_or_any_vector_in_memory(self, tmp_path):
         class SevenAtATime(FaissStore):
             def scroll(self, *arguments):
