@@ -123,7 +123,7 @@ def without(manifest: IndexManifest, name: str, revision: str) -> IndexManifest:
             "back, before dropping it."
         )
     revisions = tuple(other for other in space.revisions if other is not gone)
-    past = tuple(fingerprint for fingerprint in space.past if fingerprint != gone.fingerprint)
+    past = _past_after(space, gone.fingerprint)
     links = _useful(space.links, {other.fingerprint for other in revisions})
     record = {
         "time": now(),
@@ -205,8 +205,14 @@ def _with_build(space: Space, revision: SpaceRevision, store: str | None, policy
         return replace(space, revisions=(*space.revisions, StoredRevision(revision, store, BUILDING, policy)))
     # One that was live before, or whose build was cut off: what it has is of use.
     revisions = tuple(replace(stored, state=BUILDING) if stored in known else stored for stored in space.revisions)
-    past = tuple(fingerprint for fingerprint in space.past if fingerprint != revision.fingerprint)
+    past = _past_after(space, revision.fingerprint)
     return replace(space, revisions=revisions, past=past)
+
+
+def _past_after(space: Space, fingerprint: str) -> tuple[str, ...]:
+    """What was live since a revision was; all of it where it never was. Beyond a gap no switch can be undone."""
+    places = [place for place, other in enumerate(space.past) if other == fingerprint]
+    return space.past[places[-1] + 1 :] if places else space.past
 
 
 def _check_names(manifest: IndexManifest, revisions: Sequence[SpaceRevision]) -> None:

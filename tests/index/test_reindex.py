@@ -156,6 +156,20 @@ class TestFull:
         index.switch()
         assert [event["event"] for event in index.info()["history"]][-3:] == ["roll back", "landing", "switch"]
 
+    @pytest.mark.parametrize("gone", ["dropped", "built anew"])
+    def test_no_roll_back_past_what_was_live_before(self, index, gone):
+        filled(index)
+        for seed, fingerprint in enumerate((NEW, "newest")):
+            index.land([revision(fingerprint=fingerprint)], "full")
+            index.add(COLLAR, names(60), unit(60, seed), fingerprint=fingerprint)
+            index.switch()
+        if gone == "dropped":
+            index.drop(COLLAR, NEW)
+        else:
+            index.land([revision(fingerprint=NEW)], "full")
+        with pytest.raises(ValueError, match="no earlier live revision"):  # not the one before that
+            index.roll_back(COLLAR)
+
     def test_several_spaces_move_at_one_moment(self, index):
         filled(index, spaces=(COLLAR, SLEEVE))
         index.land([revision(COLLAR, NEW), revision(SLEEVE, NEW)], "full")
