@@ -84,7 +84,7 @@ class Catalogue(CatalogueWriter):
         call ends with the same catalogue.
 
         Args:
-            attributes: only these; remembered. Default: those of the last time, or all.
+            attributes: only these; remembered beside those that are there. Default: all that are remembered, or all.
             fp16: half precision, on a GPU.
 
         Raises:
@@ -94,9 +94,10 @@ class Catalogue(CatalogueWriter):
         """
         source.check_not_empty()
         ranks, embedder = self.ranks, self._opened(checkpoint, fp16)
-        names = embedder.spaces_of(attributes or self.settings.attributes)
-        if attributes is not None:
-            self._change(lambda settings: settings.with_attributes(attributes))
+        names = embedder.spaces_of(attributes) if attributes else self._remembered(embedder)
+        if attributes:
+            there = [revision.attribute for revision in self._index.spaces.values()]
+            self._change(lambda settings: settings.with_attributes([*(settings.attributes or there), *attributes]))
         self._land(embedder, names, source, replaces=False)  # photos that are there stay
         return self._filled("build", embedder, [source], names, "missing", fill, ranks)
 
@@ -194,7 +195,7 @@ class Catalogue(CatalogueWriter):
         ranks, embedder = self.ranks, self._opened(checkpoint, fp16)
         needs_photos = policy in ("drift_compensated", "full")
         sources = [] if not needs_photos else self.sources() if source is None else [source]
-        names = embedder.spaces_of(self.settings.attributes)
+        names = self._remembered(embedder)
         settings, pairs = fill or FillSettings(), None
         if policy == "drift_compensated" and ranks.is_first:
             changed = changed_spaces(self._index, embedder, names)
@@ -239,7 +240,7 @@ class Catalogue(CatalogueWriter):
             IncompatibleRevisionError: the checkpoint changed old spaces: reindex.
         """
         ranks, embedder = self.ranks, self._opened(checkpoint or self._lacking(), fp16)
-        names = embedder.spaces_of(self.settings.attributes)
+        names = self._remembered(embedder)
         if checkpoint is not None and not self._builds(embedder):
             self._land(embedder, names, source)
         self.refresh()

@@ -59,8 +59,8 @@ class Settings:
         return replace(self, checkpoints=(*kept, entry))
 
     def with_attributes(self, attributes: Sequence[str]) -> "Settings":
-        """The same for other attributes."""
-        return replace(self, attributes=list(attributes))
+        """The same for these attributes."""
+        return replace(self, attributes=list(dict.fromkeys(attributes)))
 
     def with_event(self, event: str, **details: Any) -> "Settings":
         """The same and one event more."""

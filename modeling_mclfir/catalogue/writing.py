@@ -47,6 +47,12 @@ class CatalogueWriter(CatalogueReader):
         self._index.land([embedder.revisions[name] for name in names], "new_only")
         self._remember(embedder, source, replaces)
 
+    def _remembered(self, embedder: Embedder) -> list[str]:
+        """Spaces of the attributes that are remembered, as far as a checkpoint knows them; of none an error."""
+        wanted = self.settings.attributes
+        known = {*embedder.revisions, *(revision.attribute for revision in embedder.revisions.values())}
+        return embedder.spaces_of([name for name in wanted or () if name in known] or wanted)
+
     def _check_unchanged(self, embedder: Embedder, names: Sequence[str]) -> None:
         live, made = self._index.spaces, embedder.fingerprints
         wrong = [name for name in names if name in live and not self._index.knows(name, made[name])]

@@ -100,3 +100,30 @@ def test_no_queries_no_answers(half_built, query):
     assert half_built.search(**{query: []}) == []
     with pytest.raises(ValueError, match="neither a space nor an attribute 'hat'"):
         half_built.search(**{query: []}, attributes=["hat"])
+
+
+def test_attributes_that_were_built_one_after_the_other_move_together(checkpoints, photos, tmp_path):
+    with Catalogue.create(tmp_path / "index") as catalogue:
+        for attribute in ("neckline", "colour"):
+            catalogue.build(str(checkpoints["first"]), FolderSource(photos), [attribute], fill=FILL)
+        catalogue.build(str(checkpoints["first"]), FolderSource(photos), [], fill=FILL)  # none named: as before
+        assert catalogue.settings.attributes == ["neckline", "colour"]
+        found, _ = catalogue.reindex(str(checkpoints["moved"]), "full", fill=FILL)
+        assert found == {"neckline@cut": "building", "colour@look": "building"}
+
+
+def test_what_was_cut_off_is_filled_after_a_build_of_other_attributes(checkpoints, photos, tmp_path, monkeypatch):
+    with Catalogue.create(tmp_path / "index") as catalogue:
+
+        def failing(*_, **__):
+            raise CutOffError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(catalogue.index), "add", failing)
+            with pytest.raises(CutOffError):
+                catalogue.build(str(checkpoints["first"]), FolderSource(photos), ["neckline"], fill=FILL)
+        catalogue.build(str(checkpoints["first"]), FolderSource(photos), ["colour"], fill=FILL)
+        with pytest.raises(ValueError, match="neckline@cut has 0 of 20 items. `mclfir index backfill` fills them"):
+            catalogue.search(items=[photo_name(1)])
+        catalogue.backfill(fill=FILL)
+        assert len(catalogue.search(items=[photo_name(1)], k=20)[0]) == 19
