@@ -51,6 +51,20 @@ def test_what_is_known_is_not_looked_for_again(store, monkeypatch):
     assert resolved(store, {"late": "x"}, known) == first and known == {"late": "attributes.late"}
 
 
+def test_values_of_earlier_searches_decide_nothing(store, few_looks):
+    known = {}
+    for values, column in (("tops", "attributes.line"), ("bus", "line"), ("tops", "attributes.line")):
+        assert resolved(store, {"line": values}, known) == {column: (values,)}
+
+
+def test_an_empty_store_says_nothing_of_later():
+    known = {}
+    with FaissStore(None, 4) as store:
+        resolved(store, {"line": "tops"}, known)
+        store.add(["a"], np.ones((1, 4)), [{"attributes.line": "tops"}])
+        assert store.count(resolved(store, {"line": "tops"}, known)) == 1
+
+
 def test_a_column_that_no_item_has(store):
     assert resolved(store, {"late": "y"}, {}) == {"attributes.late": ("y",)}
     with pytest.raises(ValueError) as error:
