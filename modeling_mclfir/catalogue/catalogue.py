@@ -128,6 +128,8 @@ class Catalogue(CatalogueWriter):
             known = self._opened(checkpoint, fp16).revisions
             unserved = [name for name in spaces if name not in known]
             spaces = [name for name in spaces if name in known]
+            if unserved and not spaces:
+                raise self._refusal(self._opened(checkpoint, fp16), unserved)
         whole = None
         for embedder, names in self._serving(checkpoint, [[name] for name in spaces], fp16):
             # It was chosen because it fits: it does not come before one that is being built.

@@ -3,11 +3,12 @@
 
 import numpy as np
 import pytest
-from small_catalogue import photo_name, picture, write_photos
+from small_catalogue import photo_name, picture, write_checkpoint, write_photos
 
 from modeling_mclfir.catalogue import Catalogue, FolderSource
 from modeling_mclfir.catalogue.filling import FillSettings
 from modeling_mclfir.cli.index_tables import info_text
+from modeling_mclfir.index import IncompatibleRevisionError
 
 FILL = FillSettings(batch_size=4, commit_size=4, progress=False)
 
@@ -127,3 +128,13 @@ def test_what_was_cut_off_is_filled_after_a_build_of_other_attributes(checkpoint
             catalogue.search(items=[photo_name(1)])
         catalogue.backfill(fill=FILL)
         assert len(catalogue.search(items=[photo_name(1)], k=20)[0]) == 19
+
+
+def test_add_by_a_checkpoint_of_other_spaces_is_refused(checkpoints, photos, tmp_path):
+    other = write_checkpoint(tmp_path / "other", (("summer", ["hem"]),))
+    with Catalogue.create(tmp_path / "index") as catalogue:
+        catalogue.build(str(checkpoints["first"]), FolderSource(photos), fill=FILL)
+        before = catalogue.settings
+        with pytest.raises(IncompatibleRevisionError, match="does not know"):
+            catalogue.add(FolderSource(write_photos(tmp_path / "new", [30])), str(other), fill=FILL)
+        assert catalogue.settings == before
