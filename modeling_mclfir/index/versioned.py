@@ -144,6 +144,8 @@ class VersionedIndex(IndexWriter):
         with self._writing() as view:
             found = view.space(space)
             if not replace_present or only_known:
+                if len(embeds) != len(ids):
+                    raise ValueError(f"Expected a vector of each of {len(ids)} ids; got {len(embeds)}.")
                 places = self._admitted(view, self.stored(space, fingerprint), ids, replace_present, only_known)
                 if not places:
                     return

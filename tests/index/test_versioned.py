@@ -194,3 +194,12 @@ class TestNewOnly:
             index.land([revision(SLEEVE)], "some")
         with pytest.raises(ValueError, match="knows the model revision .* by the fingerprint 'old weights'"):
             index.land([revision(fingerprint=NEW, model_revision=f"of {OLD}")], "none")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_vectors_is_refused_where_some_items_stay(tmp_path, count):
+    with VersionedIndex(tmp_path, stores(tmp_path)) as index:
+        filled(index, 5)
+        with pytest.raises(ValueError, match="each of 2 ids"):
+            index.add(COLLAR, names(2, 10), unit(count), fingerprint=OLD, replace_present=False)
+        assert index.count(COLLAR) == 5
