@@ -124,9 +124,9 @@ def read_folder(
     if attributes is None:
         others = {image_column, *captions, product_id_column, split_column}
         attributes = [name for name in table.columns if name not in others]
-    if lists := sorted(table.lists - set(captions)):
+    if lists := sorted(table.lists & {image_column, product_id_column, split_column, *attributes}):
         raise ValueError(
-            f"{table.path}: the cells of {', '.join(lists)} are lists, but an attribute has one value an image. "
+            f"{table.path}: the cells of {', '.join(lists)} are lists, but only captions can be several. "
             "Columns of captions are named by --caption-column."
         )
     content = _find_increments(source, increments, attributes)

@@ -276,3 +276,11 @@ def test_copies_are_left_out_and_the_first_is_kept(photos, tmp_path):
     assert "copies, the first of which is kept: 2" in (tmp_path / "out" / "README.md").read_text()
     kept = read_folder(photos, keep_duplicates=True)
     assert write_annotations(tmp_path / "all", kept, **options).counts["train"] == 40
+
+
+def test_lists_in_a_column_that_is_not_asked_for(tmp_path):
+    table = pa.table({"image": ["a.jpg"], "colour": ["red"], "tags": [["x", "y"]]})
+    pq.write_table(table, tmp_path / "labels.parquet")
+    assert read_folder(tmp_path, attributes=["colour"]).attributes == ("colour",)
+    with pytest.raises(ValueError, match="the cells of tags are lists"):
+        read_folder(tmp_path)
