@@ -84,8 +84,9 @@ class CatalogueReader:
         """
         given = {"images": images, "items": items, "texts": texts}
         given = [name for name, queries in given.items() if queries is not None]
-        if len(given) != 1 or isinstance(texts, str):
-            wrong = "one text alone" if isinstance(texts, str) else " and ".join(given) or "none"
+        alone = any(isinstance(queries, str | Path) for queries in (images, items, texts))
+        if len(given) != 1 or alone:
+            wrong = "one text alone" if alone else " and ".join(given) or "none"
             raise ValueError(f"Search by photos, items or captions: one list of images, items or texts; got {wrong}.")
         plan, images = self.plan(attributes, weights), None if images is None else list(images)
         if not len(next(queries for queries in (images, items, texts) if queries is not None)):

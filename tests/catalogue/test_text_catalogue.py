@@ -258,6 +258,8 @@ def test_spaces_that_nothing_tells_apart(towers, photos, tmp_path):
     [
         ({"texts": CAPTIONS, "images": [picture(1)]}, "got images and texts"),
         ({"texts": CAPTIONS[0]}, "got one text alone"),
+        ({"items": "001.png"}, "got one text alone"),
+        ({"images": "photo.png"}, "got one text alone"),
         ({"texts": ["shirt", " "]}, "A caption must have words; got ' '"),
         ({"texts": CAPTIONS, "weights": [2]}, "the query says; leave the weights out"),
         ({"texts": CAPTIONS, "attributes": ["colour"]}, "neither a space nor an attribute 'colour'"),
