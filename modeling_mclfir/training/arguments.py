@@ -263,7 +263,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
     if recipe is None and given.trunk is None and given.dataset in (None, DEFAULT_RECIPE) and not given.help:
         recipe = DEFAULT_RECIPE
     settings = read_recipe(recipe) if recipe else {}
-    if "text-image" in (given.task, settings.get("task")) and (given.text_encoder or settings.get("text_encoder")):
+    task, text_encoder = given.task or settings.get("task"), given.text_encoder or settings.get("text_encoder")
+    if task == "text-image" and text_encoder:
         settings = _TWO_TOWERS | settings
     known = {action.dest for action in parser._actions} - {"help", "recipe"}
     unknown = sorted(set(settings) - known)

@@ -99,3 +99,10 @@ def test_help_tells_the_defaults_without_a_recipe(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: mclfir train") and "size of an embedding (default: 32)" in text
     assert "head_start is ridge" in text
+
+
+def test_a_recipe_of_captions_that_is_run_for_attributes_keeps_their_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("task: text-image\ntext_encoder: X\ntrunk: Y\n")
+    model, data, run = parse_arguments(["--recipe", str(recipe), "--task", "attribute"])
+    assert data.task == "attribute" and (run.head_start, run.epochs, model.embed_dim) == ("random", 10.0, 32)
