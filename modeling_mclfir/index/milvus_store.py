@@ -227,7 +227,7 @@ class MilvusStore(VectorStore):
         mark = Path(folder) / _MARK
         if not mark.is_file():
             raise FileNotFoundError(f"{folder} holds no saved Milvus store ({_MARK}); MilvusStore.save writes one.")
-        return cls(str(Path(folder) / _FILE), **json.loads(mark.read_text()))
+        return cls(str(Path(folder) / _FILE), **json.loads(mark.read_text()), must_exist=True)
 
     def close(self) -> None:
         """Let go of the connection, and of an embedded file with the last store of this process on it."""

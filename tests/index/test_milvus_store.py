@@ -210,3 +210,10 @@ class writer:  # noqa: N801
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(timeout=30)
         self._process.stdout.close()
+
+
+def test_a_copy_whose_file_is_gone_is_not_opened_empty(tmp_path):
+    (tmp_path / "milvus_store.json").write_text('{"collection": "one", "dim": 4}')
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        MilvusStore.load(tmp_path)
+    assert not (tmp_path / "entries.db").exists()
