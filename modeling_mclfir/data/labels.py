@@ -82,7 +82,7 @@ def open_labels(path: Path) -> LabelFile:
         try:
             schema = pq.read_schema(path)
             columns = list(schema.names)
-            kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+            kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_map)
             lists = frozenset(part.name for part in schema if any(kind(part.type) for kind in kinds))
         except pa.ArrowException as error:
             raise ValueError(f"{path} is not a Parquet file ({error})") from error
@@ -150,7 +150,12 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, d
 
 def _text(value: object) -> str | list[str] | None:
     if isinstance(value, list):
-        return [text for part in value if (text := _text(part)) is not None] or None
+        texts = [_text(part) for part in value]
+        if any(isinstance(text, list) for text in texts):
+            raise ValueError(
+                f"A cell of labels is a list of lists, {str(value)[:80]}; expected texts, or lists of them."
+            )
+        return [text for text in texts if text is not None] or None
     if value is None or value != value:  # NaN is the null of pandas
         return None
     if isinstance(value, bytes):

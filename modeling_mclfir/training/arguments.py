@@ -272,6 +272,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
         raise ValueError(f"Recipe {recipe}: unknown settings {unknown}; known are {sorted(known)}.")
     parser.set_defaults(**settings)
     model_args, data_args, args = parser.parse_args_into_dataclasses(args=arguments)[:3]
+    if data_args.task == "text-image":
+        _check_text_image(model_args, data_args, args)
     for name, other in (("head_start", "random"), ("head_finish", "learned")):
         if data_args.streaming and getattr(args, name) == "ridge":
             raise ValueError(
@@ -283,8 +285,6 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ModelArguments,
             f"--method {args.method} looks at the rows of an increment again, which a stream does not offer; leave "
             "--streaming out."
         )
-    if data_args.task == "text-image":
-        _check_text_image(model_args, data_args, args)
     if model_args.use_attribute_classification != (args.classification_weight > 0):
         raise ValueError(
             "use_attribute_classification (a branch of the heads) and classification_weight above 0 (its loss) go "

@@ -284,3 +284,11 @@ def test_lists_in_a_column_that_is_not_asked_for(tmp_path):
     assert read_folder(tmp_path, attributes=["colour"]).attributes == ("colour",)
     with pytest.raises(ValueError, match="the cells of tags are lists"):
         read_folder(tmp_path)
+
+
+def test_lists_of_lists_are_no_captions(photos):
+    (photos / "labels.csv").unlink()
+    nested = pa.table({"image": ["images/0.jpg"], "captions": [[["a"], ["b"]]]})
+    pq.write_table(nested, photos / "labels.parquet")
+    with pytest.raises(ValueError, match="list of lists"):
+        read_folder(photos)

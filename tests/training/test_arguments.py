@@ -89,6 +89,8 @@ def test_captions_of_two_towers_begin_with_a_solved_space():
     assert (run.head_start, run.learning_rate, model.embed_dim) == ("ridge", 1e-4, 128)
     _, _, run = parse_arguments([*flags, "--head_start", "random", "--epochs", "7"])
     assert (run.head_start, run.epochs) == ("random", 7)
+    with pytest.raises(ValueError, match="--streaming True is for attributes"):  # not what nobody gave
+        parse_arguments([*flags, "--streaming", "true"])
     # A pair of towers has a space already; attributes have no captions.
     assert parse_arguments(flags[:4])[2].head_start == parse_arguments(flags[2:4])[2].head_start == "random"
 
