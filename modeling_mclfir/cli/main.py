@@ -15,14 +15,8 @@ COMMANDS = {
     "study-index": ("modeling_mclfir.cli.study_index", "reindex policies compared on a training run's increments"),
     "prepare": ("modeling_mclfir.cli.prepare", "a data set from its raw form to Parquet shards (data_scripts)"),
 }
-_AGAIN = "The same command goes on where it stopped."
-_GOES_ON = {
-    "train": "With --resume the same command goes on from its last checkpoint.",
-    "index": _AGAIN,
-    "study": _AGAIN,
-    "study-index": _AGAIN,
-    "prepare": _AGAIN,
-}
+# Commands that take up what was begun, by their first words.
+_GO_ON = ("study", "study-index", "prepare", "index build", "index add", "index reindex", "index backfill")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,10 +32,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command.main(rest)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nstopped. {_GOES_ON.get(name, '')}\n")
+        sys.stderr.write(f"\nstopped.{_how_to_go_on(arguments)}\n")
         sys.exit(130)  # as a shell has it
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    if arguments[0] == "train":
+        return " With --resume the same command goes on from its last checkpoint."
+    goes_on = {arguments[0], " ".join(arguments[:2])} & set(_GO_ON)
+    return " The same command goes on where it stopped." if goes_on else ""
 
 
 def _usage() -> str:

@@ -79,13 +79,16 @@ def test_help_lists_the_commands(capsys):
     assert all(name in shown for name in ("train", "embed", "tag", "attend", "prepare"))
 
 
-def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(monkeypatch, capsys):
-    from modeling_mclfir.cli import main as module
-
+@pytest.mark.parametrize(
+    "command, words", [("train", "--resume"), ("index build", "same command goes on"), ("index search", "stopped.\n")]
+)
+def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(monkeypatch, capsys, command, words):
     def stopped(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modeling_mclfir.cli.train.main", stopped)
+    for name in ("train", "index"):
+        monkeypatch.setattr(f"modeling_mclfir.cli.{name}.main", stopped)
     with pytest.raises(SystemExit) as error:
-        module.main(["train"])
-    assert error.value.code == 130 and "--resume" in capsys.readouterr().err
+        main(command.split())
+    said = capsys.readouterr().err
+    assert error.value.code == 130 and words in said and ("goes on" in said) is (command != "index search")
