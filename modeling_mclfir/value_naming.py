@@ -16,6 +16,8 @@ from .data.table import ImageTable
 from .metrics import count_relevant, expected_average_precision, mean_over_queries, recall_at_k
 from .metrics.by_scores import average_precision_by_scores
 from .metrics.ranking import place_of, to_grid
+from .routing_mclfir import space_weights
+from .text_spaces_mclfir import ROUTE_TEMPERATURE
 from .training.feature_cache import load_pixels
 from .voting_mclfir import ValuePrediction
 
@@ -149,26 +151,17 @@ class ValueNamer:
         """Values → their prompts, averaged over templates, V rows. ValueError: no values."""
         if not len(values):
             raise ValueError(f"Attribute {attribute!r} has no values to name.")
-        model, parts = self.model, []
+        parts = []
         for prompts in value_prompts(attribute, values, self.templates):
-            tokens = self.processor(text=prompts).to(model.device)
-            output = model(**tokens, attribute_ids=self.spaces)
-            pooled = None
-            if len(self.spaces) > 1:
-                pooled = model.text.increment_forward(output.shared_text, **tokens, increment_id=None)
-            weights = self._weights(len(prompts), pooled, "text", self.prompt_temperature)
-            parts.append((output.text_embeds.float().cpu(), weights))
+            tokens = self.processor(text=prompts).to(self.model.device)
+            parts.append(self._embedded(self.prompt_temperature, **tokens))
         embeds, weights = (torch.stack(part).mean(dim=0) for part in zip(*parts, strict=True))
         return Embedded(functional.normalize(embeds, dim=-1), weights)
 
     @torch.no_grad()
     def embed_photos(self, pixel_values: Tensor) -> Embedded:
         """Photos (N, 3, H, W), from the checkpoint's processor → N rows."""
-        output = self.model(pixel_values.to(self.model.device), attribute_ids=self.spaces)
-        pooled = None
-        if len(self.spaces) > 1:
-            pooled = self.model.mclfir(shared_features=output.shared_features).pooled
-        return Embedded(output.image_embeds.float().cpu(), self._weights(len(pixel_values), pooled, "image"))
+        return self._embedded(ROUTE_TEMPERATURE, pixel_values=pixel_values.to(self.model.device))
 
     def embed_table(self, table: ImageTable, batch_size: int = 64) -> Embedded:
         """The photos of all rows. ValueError: there is none, or one cannot be read."""
@@ -188,8 +181,13 @@ class ValueNamer:
         scores = naming_scores(self.embed_photos(pixel_values), self.embed_values(attribute, values), self.scales)
         return [best_values(row, values, top) for row in scores]
 
-    def _weights(self, count: int, pooled: Tensor | None, side: str, *temperature: float) -> Tensor:
-        return torch.ones(count, 1) if pooled is None else self.model.route(pooled, side, *temperature).float().cpu()
+    def _embedded(self, temperature: float, **inputs: Tensor) -> Embedded:
+        found = self.model.routed_embeds(**inputs, increment_ids=self.spaces)
+        if found.similarities is None:  # one space
+            weights = torch.ones(len(found.embeds), 1)
+        else:
+            weights = space_weights(found.similarities, temperature)
+        return Embedded(found.embeds.float().cpu(), weights.float().cpu())
 
 
 def best_values(scores: Tensor, values: Sequence[str], top: int) -> list[ValuePrediction]:

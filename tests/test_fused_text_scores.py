@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_towers import make_towers
+from tiny_towers import make_routed_towers, make_towers
 from tiny_trunks import IMAGE_SIZE
 
 from modeling_mclfir import MclfirImageProcessor, MclfirProcessor
 from modeling_mclfir.data.caption_tokenizer import train_tokenizer
-from modeling_mclfir.routing_mclfir import unit_length
 from modeling_mclfir.text_spaces_mclfir import RoutedEmbeds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,24 +26,9 @@ def photo(number: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((40, 40), Image.Resampling.BICUBIC)
 
 
-def make_model(names=NAMES):
-    """Tiny towers whose spaces differ, with prototypes near each other: every space counts for every query."""
-    model = make_towers()
-    for number, name in enumerate(names):
-        model.add_increment(name, new_values=number > 0)
-        generator = torch.Generator().manual_seed(number)
-        adapter = model.config.adapter_name(number)
-        for key, parameter in model.named_parameters():
-            if f"heads.{number}." in key and "logit_scale" not in key or f".lora_B.{adapter}." in key:
-                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-        sides = (unit_length(1 + 0.1 * torch.randn(3, dim, generator=generator)) for dim in model._pooled_dims())
-        model.describe_increment(number, *sides, [0.2 + 0.1 * number, 0.4 - 0.1 * number])
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    return make_routed_towers(NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,28 @@ def shake(module) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
+def make_routed_towers(increments, nudge: float = 0.0, described: bool = True):
+    """
+    Towers with a space an increment, all different, and prototypes near each other, so that every space counts for
+    every query. Increments that two of them have in common have the same weights, but for what `nudge` adds.
+    """
+    from modeling_mclfir.routing_mclfir import unit_length
+
+    model = make_towers()
+    for number, name in enumerate(increments):
+        model.add_increment(name, new_values=number > 0)
+        generator = torch.Generator().manual_seed(number)
+        adapter = model.config.adapter_name(number)
+        for key, parameter in model.named_parameters():
+            if f"heads.{number}." in key and "logit_scale" not in key or f".lora_B.{adapter}." in key:
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter.data += nudge * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
+        if described:
+            sides = (unit_length(1 + 0.1 * torch.randn(3, dim, generator=generator)) for dim in model._pooled_dims())
+            model.describe_increment(number, *sides, [0.2 + 0.1 * number, 0.4 - 0.1 * number])
+    return model.eval()
+
+
 def make_towers(trunk: str = "vit", text: str = "bert", **settings):
     """A `MclfirForTextImageRetrieval` with seeded weights and no increments."""
     from modeling_mclfir import MclfirForTextImageRetrieval

@@ -4,6 +4,14 @@
 import re
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
+
+def model_type_of(checkpoint: str) -> str | None:
+    """`model_type` in a checkpoint's configuration, a folder or a Hub id. FileNotFoundError: see `check_folder`."""
+    check_folder(checkpoint)
+    return PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+
 
 def check_folder(checkpoint: str) -> None:
     """

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig
 
 from ..index.spaces import SpaceRevision
 from ..modeling_mclfir import MclfirForImageRetrieval
 from ..processing_mclfir import MclfirImageProcessor
 from ..training.fingerprint import space_fingerprints
 from ..training.memory import keep_freed_memory
-from .checkpoint_folder import check_folder
+from .checkpoint_folder import model_type_of
 from .searching import Fusion
 
 Inputs = dict[str, torch.Tensor]
@@ -90,7 +89,6 @@ class Embedder(ABC):
             ValueError: a checkpoint of something else; one without its processor.
         """
         checkpoint, folder = str(checkpoint), Path(checkpoint)
-        check_folder(checkpoint)
         kind = _kind_of(checkpoint)
         keep_freed_memory()
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -209,7 +207,7 @@ def _kind_of(checkpoint: str) -> type[Embedder]:
     from .text_embedder import TextImageEmbedder
 
     kinds = {kind.model_class.config_class.model_type: kind for kind in (AttributeEmbedder, TextImageEmbedder)}
-    found = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    found = model_type_of(checkpoint)
     if found not in kinds:
         raise ValueError(
             f"{checkpoint} is a checkpoint of {found!r}; a catalogue takes one of attribute retrieval or text-image "

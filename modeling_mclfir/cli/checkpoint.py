@@ -2,9 +2,8 @@
 """Opens a finished checkpoint, for the commands that use one."""
 
 import torch
-from transformers import PreTrainedConfig
 
-from ..catalogue.checkpoint_folder import check_folder
+from ..catalogue.checkpoint_folder import model_type_of
 from ..configuration_mclfir import MclfirConfig
 from ..configuration_mclfir_text import MclfirTextImageConfig
 from ..modeling_mclfir import MclfirForImageRetrieval
@@ -52,7 +51,6 @@ def check_kind(checkpoint: str, model_type: str, task: str) -> None:
         FileNotFoundError: as `open_checkpoint`.
         ValueError: another `model_type` in its configuration; `task` is what the message calls the right one.
     """
-    check_folder(checkpoint)
-    found = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    found = model_type_of(checkpoint)
     if found != model_type:
         raise ValueError(f"{checkpoint} is a checkpoint of {found!r}, but must be one of {task} ({model_type!r}).")

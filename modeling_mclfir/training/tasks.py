@@ -45,6 +45,6 @@ TASKS = {
     "attribute": Task(open_data, Run, AttributeScores, build_report, write_report, draw_plots),
     "text-image": Task(
         open_pairs, TextImageRun, TextImageScores, build_text_image_report, write_text_image_report,
-        lambda report, examples, folder: draw_text_image_plots(report, folder),
+        draw_text_image_plots,
     ),
 }  # fmt: skip

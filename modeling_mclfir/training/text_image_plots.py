@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from .figures import COLOURS, FAINT, GREY, TEXT, literal, needed, save, short
 from .plots import plot_loss, plot_score_matrix
 from .report import plain
+from .text_image_pages import plot_pair_examples
 from .text_image_report import KNOWN, UNKNOWN
 
 _MARKERS = "osD^vPX*"
@@ -37,12 +38,13 @@ _PANELS = (
 )
 
 
-def draw_text_image_plots(report: dict, folder: str | os.PathLike) -> list[Path]:
+def draw_text_image_plots(report: dict, examples: dict, folder: str | os.PathLike) -> list[Path]:
     """
     Draws every picture there is something for.
 
     Args:
         report: as in report.json.
+        examples: `{"retrievals": [pair_examples(…) | {"increment": NAME}, …]}`, a page each; may be missing.
         folder: made if need be.
 
     Returns:
@@ -62,6 +64,9 @@ def draw_text_image_plots(report: dict, folder: str | os.PathLike) -> list[Path]
         if found:
             paths.append(folder / f"{name}.png")
             draw(report, paths[-1])
+    for page in examples.get("retrievals") or ():
+        paths.append(folder / f"retrievals_{page['increment']}.png")
+        plot_pair_examples(page, paths[-1])
     return paths
 
 

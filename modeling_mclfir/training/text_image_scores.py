@@ -17,9 +17,7 @@ from .drift import diagnose_increment
 from .feature_cache import load_pixels
 from .open_pairs import test_tables
 from .report import write_atomically
-from .report_sections import PLOTS
 from .text_image_examples import pair_examples
-from .text_image_pages import plot_pair_examples
 from .text_image_pairs import TestPairs, read_test_pairs
 from .text_image_policies import POLICIES, LearnedPairs, average_policies, policy_scores
 
@@ -117,22 +115,18 @@ class TextImageScores:
 
     def examples(self, increment_id: int) -> dict[str, list]:
         """
-        Draw what some captions and photos of each increment so far find, by the vectors of `after_increment`: a page
-        an increment, `plots/retrievals_NAME.png`, anew where vectors moved. Drawn here, as `draw_plots` of this task
-        takes the report alone.
+        What some captions and photos find, for `draw_plots`, by the vectors of `after_increment`.
 
         Returns:
-            "retrievals": what the pages that were drawn show (`pair_examples`).
+            "retrievals": `pair_examples` and the name of each increment so far whose vectors moved since it was asked
+            for last; the pages of the others stand.
         """
-        folder = Path(self.run.output_dir) / PLOTS
-        folder.mkdir(parents=True, exist_ok=True)
         shown = []
         for increment, test, embeds in zip(self.run.data.increments, self.tests, self.embeds, strict=False):
             before, self.shown[increment.name] = self.shown.get(increment.name), embeds
             if before is not None and all(map(torch.equal, before, embeds)):
                 continue
             shown.append({"increment": increment.name} | pair_examples(test, self.tables, *embeds))
-            plot_pair_examples(shown[-1], folder / f"retrievals_{increment.name}.png")
         return {"retrievals": shown}
 
     def _score(self, model, test: TestPairs) -> dict:

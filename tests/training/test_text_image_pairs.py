@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from modeling_mclfir.metrics import caption_codes, cross_modal_recall, first_match_rank
-from modeling_mclfir.training import text_image_scores
 from modeling_mclfir.training.text_image_examples import pair_examples
 from modeling_mclfir.training.text_image_pages import lines_of, plot_pair_examples
 from modeling_mclfir.training.text_image_pairs import (
@@ -19,6 +18,7 @@ from modeling_mclfir.training.text_image_pairs import (
     random_figures,
     read_test_pairs,
 )
+from modeling_mclfir.training.text_image_plots import draw_text_image_plots
 from modeling_mclfir.training.text_image_scores import TextImageScores
 
 TestPairs.__test__ = False  # to pytest: it is no class of tests
@@ -210,10 +210,9 @@ def test_pairs_are_read_from_the_tables(tiny_data):
     assert tests[0].texts[16] == tables["gallery"].all_captions[0][0]
 
 
-def test_a_page_is_drawn_anew_where_vectors_moved(tmp_path, monkeypatch):
+def test_a_page_is_drawn_anew_where_vectors_moved(tmp_path):
     test, tables = make_test([[f"thing {number}"] for number in range(12)])
     drawn = []
-    monkeypatch.setattr(text_image_scores, "plot_pair_examples", lambda page, path: drawn.append(path.name))
     scores = object.__new__(TextImageScores)
     increments = [SimpleNamespace(name=name) for name in ("tops", "rest")]
     scores.run = SimpleNamespace(output_dir=tmp_path, data=SimpleNamespace(increments=increments))
@@ -221,5 +220,5 @@ def test_a_page_is_drawn_anew_where_vectors_moved(tmp_path, monkeypatch):
     first, second, moved = ((torch.randn(12, 4), torch.randn(12, 4)) for _ in range(3))
     for embeds in ([first], [first, second], [moved, second]):
         scores.embeds = embeds
-        scores.examples(len(embeds) - 1)
+        drawn += [path.name for path in draw_text_image_plots({}, scores.examples(len(embeds) - 1), tmp_path)]
     assert drawn == ["retrievals_tops.png", "retrievals_rest.png", "retrievals_tops.png"]

@@ -176,7 +176,7 @@ def test_a_run_without_scores_of_unknown_increments():
 
 def test_files_and_pictures(tmp_path):
     report = make_report()
-    paths = draw_text_image_plots(report, tmp_path / "plots")
+    paths = draw_text_image_plots(report, {}, tmp_path / "plots")
     write_text_image_report(report, tmp_path)
     page = (tmp_path / "report.md").read_text()
     assert [path.stem for path in paths] == ["score_matrix", "policies", "drift", "loss"]
@@ -190,7 +190,7 @@ def test_files_and_pictures(tmp_path):
 
 def test_pictures_that_have_nothing_to_show_are_left_out(tmp_path):
     report = make_report(done=1) | {"loss": []}
-    assert [path.stem for path in draw_text_image_plots(report, tmp_path)] == ["score_matrix", "policies"]
+    assert [path.stem for path in draw_text_image_plots(report, {}, tmp_path)] == ["score_matrix", "policies"]
     for draw, message in ((plot_policies, "no policies"), (plot_drift, "no figures of drift")):
         with pytest.raises(ValueError, match=message):
             draw({"increments": [], "drift": [[]]}, tmp_path / "page.png")
